@@ -1,0 +1,109 @@
+// Prefill and decode over compressed caches, for many sequences at once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "headkv/error.h"
+#include "headkv/method.h"
+#include "headkv/model.h"
+
+namespace headkv {
+
+struct EngineOptions {
+    std::int64_t chunk = 512;  // most prompt tokens a prefill step computes at once
+};
+
+using SequenceId = std::int64_t;
+
+// Progress of a long call: layers done of all. Returning false stops it (ErrorKind::interrupted).
+using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+struct PrefillOptions {
+    Progress progress;
+    std::int64_t expected_new_tokens = 256;  // hint: room that the full cache reserves at once
+};
+
+struct PrefillResult {
+    std::vector<SequenceId> sequences;  // one per configuration, in their order
+    std::vector<float> logits;          // [vocabulary] after the last prompt token
+    double prefill_ms = 0;              // everything, compression included
+    double compress_ms = 0;             // observe + allocate + select + compact, all configurations
+    std::int64_t scratch_bytes = 0;  // peak of hidden states + one layer's full K,V + work buffers
+};
+
+struct DecodeInput {
+    SequenceId sequence = 0;
+    Token token = 0;
+    bool want_logits = true;
+};
+
+struct SequenceInfo {
+    std::string method;
+    std::int64_t prompt_tokens = 0;
+    std::int64_t tokens = 0;    // prompt + everything decoded so far
+    double rows_budget = 0;     // mean rows per head asked for
+    double rows_kept_mean = 0;  // mean rows per head kept of the prompt, measured
+    std::int64_t plan_bytes =
+        0;  // rows kept of the prompt x row bytes: what the plan says, exactly
+    std::int64_t held_bytes = 0;       // rows held now, generated ones included
+    std::int64_t allocated_bytes = 0;  // as allocated: rows + reserve
+    std::int64_t full_bytes = 0;       // a full cache of the prompt
+    bool runs_as_full = false;         // the budget was not below the prompt
+};
+
+// Not thread-safe: one engine, one caller at a time.
+class Engine {
+public:
+    static Result<std::unique_ptr<Engine>> create(std::shared_ptr<const Model> model,
+                                                  const EngineOptions& options = {});
+    ~Engine();
+
+    const Model& model() const;
+
+    // Reads the prompt once and fills one compressed cache per configuration (>= 1). Layer-major:
+    // peak memory is weights + hidden states + one layer's full K,V, whatever the methods.
+    // Errors: empty prompt, ids outside the vocabulary, prompt above the context (says by how
+    // much), Method::create's, out of memory, interrupted. On error no sequence is left behind.
+    Result<PrefillResult> prefill(std::span<const Token> prompt,
+                                  std::span<const MethodConfig> configs,
+                                  const PrefillOptions& options = {});
+
+    // One step: appends each token to its sequence and attends. Several inputs may name the same
+    // sequence: they are its next tokens, in order (a further turn, or a reference answer).
+    // logits(i) is valid until the next call. Errors: unknown sequence, token outside the
+    // vocabulary.
+    Result<void> decode(std::span<const DecodeInput> inputs);
+    std::span<const float> logits(std::size_t input) const;  // [vocabulary] after inputs[input]
+
+    // A further turn or a long text: decode() in pieces of at most `chunk` tokens. Returns the
+    // logits after the last one.
+    Result<std::vector<float>> extend(SequenceId sequence, std::span<const Token> tokens);
+
+    // log p(text[i + 1] | text[0..i]) for i = 0 .. text.size() - 2, full cache, in one pass.
+    // Same limits and errors as prefill.
+    Result<std::vector<float>> log_probabilities(std::span<const Token> text,
+                                                 const Progress& progress = {});
+
+    void release(SequenceId sequence);  // frees its rows; unknown ids are ignored
+    // An independent copy of a sequence (its rows are copied).
+    Result<SequenceId> copy(SequenceId sequence);
+
+    SequenceInfo info(SequenceId sequence) const;
+    // Original positions of the rows held, sorted: [layers][kv_heads].
+    std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId sequence) const;
+
+    // Attention weights of the newest query of one layer over the rows held: [query_heads][rows],
+    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration.
+    std::vector<std::vector<float>> attention(SequenceId sequence, std::int64_t layer) const;
+
+private:
+    struct Impl;
+    explicit Engine(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace headkv

@@ -1,0 +1,168 @@
+// Methods as recipes of four steps: score x allocate x select x store (docs/methods.md).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "headkv/error.h"
+#include "headkv/scores.h"
+
+namespace headkv {
+
+enum class ScoreStep { none, position, window_attention };
+enum class AllocateStep { all, uniform, pyramid, adaptive, head_importance };
+enum class SelectStep { all, sinks_recent, top_k_window };
+enum class StoreStep { f16 };
+enum class Pool { max, avg };
+enum class GroupReduce { mean, max };
+
+// One line of the method table.
+struct Recipe {
+    std::string_view name;  // "snapkv", as on the command line
+    ScoreStep score;
+    AllocateStep allocate;
+    SelectStep select;
+    StoreStep store;
+    std::string_view score_kind;  // kind of head scores that allocate needs ("r", "r2"), or empty
+    std::string_view paper;       // arXiv number
+    std::string_view summary;     // one sentence
+};
+
+// The table, in display order: full, streaming-llm, snapkv, pyramidkv, ada-kv, headkv-r, headkv-r2.
+std::span<const Recipe> recipes();
+// Error (bad_input): unknown name; suggests the nearest one and lists all.
+Result<const Recipe*> find_recipe(std::string_view name);
+
+struct Budget {
+    enum class Unit { rows, bytes, share };
+    Unit unit = Unit::rows;
+    double value =
+        128;  // rows per head (window included, mean over heads) | bytes | 0..1 of the prompt
+};
+
+// Defaults are this project's (PROBE.md); preset_paper() gives the paper's.
+struct MethodOptions {
+    std::int64_t window = 16;  // last prompt rows, always kept
+    std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
+    std::int64_t kernel = 7;   // odd width of the 1-D pooling over positions, stride 1
+    Pool pool = Pool::max;
+    double beta =
+        2.0;  // head_importance: pool = (b - w) / beta (paper 2410.19258); pyramid: its own
+    double pyramid_beta = 20.0;  // pyramid: min = (b - w) / pyramid_beta (2406.02069)
+    double floor = 0.2;          // adaptive: share of the rows that is uniform (2407.11550)
+    bool normalize = true;       // adaptive: scale a head's scores by the mass its top rows hold
+    GroupReduce group_reduce = GroupReduce::mean;
+    std::int64_t sinks = 4;      // sinks_recent: first rows kept (2309.17453)
+    std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
+};
+MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
+
+struct MethodConfig {
+    std::string method = "headkv-r2";
+    Budget budget;
+    MethodOptions options;
+    std::shared_ptr<const HeadScores> scores;  // for head_importance; null otherwise
+};
+
+// Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.
+struct Plan {
+    std::int64_t layers = 0, heads = 0;
+    std::vector<std::int64_t> rows;  // [layers][heads], window included
+    std::int64_t at(std::int64_t layer, std::int64_t head) const {
+        return rows[static_cast<std::size_t>(layer * heads + head)];
+    }
+    std::int64_t total() const;
+};
+
+// A recipe bound to a model shape and a prompt length: the pure function that the engine calls once
+// per layer. Holds no device state; all buffers are host f32.
+class Method {
+public:
+    // `row_bytes`: bytes of one row (K and V) as stored; converts byte budgets. `prompt_tokens`
+    // >= 1. Errors (bad_input): unknown method, budget below the window (or sinks), even kernel,
+    // missing scores, scores of another shape, options out of range. A budget above the prompt is
+    // no error: runs_as_full() is then true.
+    static Result<Method> create(const MethodConfig& config, const HeadShape& shape,
+                                 std::int64_t prompt_tokens, std::int64_t row_bytes);
+
+    const Recipe& recipe() const { return *recipe_; }
+    const MethodConfig& config() const { return config_; }
+    bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
+    double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
+    std::int64_t observe() const;  // last prompt queries whose attention is needed; 0: none
+
+    // Keep lists of one layer after prefill: [kv_heads] sorted positions.
+    // `observed` [query_heads][prompt_tokens] f32: attention of the last observe() queries (softmax
+    // over all keys, causal inside the window), mean over those queries. Empty if observe() is 0.
+    std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
+                                                      std::span<const float> observed) const;
+
+    // Rows that a head may hold after a re-selection while decoding, however long the answer: the
+    // plan for an unbounded prompt ([layers][kv_heads]); keep_layer never exceeds it.
+    // Adaptive allocation: `kept` are the rows that the head kept of the prompt.
+    std::int64_t bound(std::int64_t layer, std::int64_t head, std::int64_t kept) const;
+
+    // Re-selection while decoding: which of the head's `n` held rows (in position order) stay,
+    // sorted indices, exactly min(rows, n). `observed` [group][n]: attention of the last queries.
+    std::vector<std::int32_t> keep_head(std::span<const float> observed, std::int64_t n,
+                                        std::int64_t rows) const;
+
+private:
+    const Recipe* recipe_ = nullptr;
+    MethodConfig config_;
+    HeadShape shape_;
+    std::int64_t prompt_ = 0;
+    double rows_ = 0;
+    bool full_ = false;
+    Plan plan_;   // for this prompt length (static allocators; adaptive: per-layer totals)
+    Plan bound_;  // for an unbounded prompt
+};
+
+// --- the steps, for tests, `headkv plan` and researchers
+// ------------------------------------------
+
+// Importance of KV heads: sum of query-head scores over the group, then shares that sum to 1.
+// All-zero scores give equal shares.
+std::vector<double> kv_head_shares(const HeadScores& scores, const HeadShape& shape);
+
+// Splits `total` over weights by largest remainder (ties: lower index); the result sums to `total`.
+std::vector<std::int64_t> largest_remainder(std::span<const double> weights, std::int64_t total);
+
+// head_importance at KV-head grain (2410.19258, eq. 5-6): every head gets window + floor, the pool
+// (b - w)/beta per head is shared by importance; clamped to `limit` rows, surplus water-filled;
+// sums to round(rows * layers * heads) exactly unless every head is at the limit.
+Plan allocate_head_importance(const HeadShape& shape, std::span<const double> shares, double rows,
+                              std::int64_t window, double beta, std::int64_t limit);
+Plan allocate_uniform(const HeadShape& shape, double rows, std::int64_t limit);
+// 2406.02069, exact total by largest remainder.
+Plan allocate_pyramid(const HeadShape& shape, double rows, std::int64_t window, double beta,
+                      std::int64_t limit);
+// One layer of Ada-KV (2407.11550) at KV-head grain. `values` [heads][positions before the window].
+// Returns rows per head, window included, summing to `total`.
+std::vector<std::int64_t> allocate_adaptive(std::span<const float> values, std::int64_t heads,
+                                            std::int64_t total, std::int64_t window, double floor,
+                                            bool normalize);
+
+// The allocation as the published HeadKV code computes it, bit for bit (data/README "allocation"):
+// query heads, window excluded, no clamping, rounding half to even.
+std::vector<std::int64_t> allocate_as_published(const HeadScores& scores, std::int64_t kv_size,
+                                                std::int64_t window, double beta);
+
+// Observation -> value per (KV head, position before the window): mean or max over the group, then
+// 1-D pooling (zero padding for avg, as PyTorch's avg_pool1d counts it; -inf for max).
+std::vector<float> score_window(std::span<const float> observed, const HeadShape& shape,
+                                std::int64_t n, std::int64_t window, std::int64_t kernel, Pool pool,
+                                GroupReduce reduce);
+
+// The `rows` - `window` best positions below n - window (ties: lower position) and the window,
+// sorted.
+std::vector<std::int32_t> select_top_k_window(std::span<const float> values, std::int64_t n,
+                                              std::int64_t window, std::int64_t rows);
+std::vector<std::int32_t> select_sinks_recent(std::int64_t n, std::int64_t sinks,
+                                              std::int64_t rows);
+
+}  // namespace headkv

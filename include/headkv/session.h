@@ -1,0 +1,47 @@
+// The easy way in: one document, one question, one method.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "headkv/chat.h"
+#include "headkv/engine.h"
+#include "headkv/sampler.h"
+
+namespace headkv {
+
+struct GenerateOptions {
+    std::int64_t max_tokens = 256;
+    SamplerOptions sampler;
+    std::vector<std::string> stop;  // texts that end the answer; not part of it
+};
+
+struct Generation {
+    std::vector<Token> tokens;
+    std::string text;
+    std::string stop_reason;  // "end", "stop", "length", "interrupted"
+    double decode_ms = 0;
+};
+
+// Receives text as it comes; returning false stops the answer ("interrupted").
+using TextSink = std::function<bool(std::string_view piece)>;
+
+// Generates from `logits` (the prefill's) until an end token, a stop text, max_tokens or the sink.
+// Errors are decode()'s.
+Result<Generation> generate(Engine& engine, SequenceId sequence, std::span<const float> logits,
+                            const GenerateOptions& options, const TextSink& sink = {});
+
+// The prompt of the main job. With a template: one user message "document\n\nQuestion: question".
+// Without (`raw`): the same text and "\nAnswer:". Either part may be empty.
+Result<std::vector<Token>> question_prompt(const Model& model, std::string_view document,
+                                           std::string_view question,
+                                           std::optional<ChatTemplate> chat);
+
+// Shortens a prompt to `limit` tokens by taking out its middle (as LongBench does).
+std::vector<Token> truncate_middle(std::span<const Token> tokens, std::int64_t limit);
+
+}  // namespace headkv
