@@ -20,6 +20,14 @@ enum class StoreStep { f16 };
 enum class Pool { max, avg };
 enum class GroupReduce { mean, max };
 
+// Names as `headkv methods` and the command line write them ("window-attention", "mean", ...).
+std::string_view name_of(ScoreStep step);
+std::string_view name_of(AllocateStep step);
+std::string_view name_of(SelectStep step);
+std::string_view name_of(StoreStep step);
+std::string_view name_of(Pool pool);
+std::string_view name_of(GroupReduce reduce);
+
 // One line of the method table.
 struct Recipe {
     std::string_view name;  // "snapkv", as on the command line
@@ -84,13 +92,16 @@ class Method {
 public:
     // `row_bytes`: bytes of one row (K and V) as stored; converts byte budgets. `prompt_tokens`
     // >= 1. Errors (bad_input): unknown method, budget below the window (or sinks), even kernel,
-    // missing scores, scores of another shape, options out of range. A budget above the prompt is
-    // no error: runs_as_full() is then true.
+    // missing scores, scores of another shape or of the kind of another recipe ("r" for
+    // headkv-r2), options out of range. A budget above the prompt is no error: runs_as_full() is
+    // then true.
     static Result<Method> create(const MethodConfig& config, const HeadShape& shape,
                                  std::int64_t prompt_tokens, std::int64_t row_bytes);
 
     const Recipe& recipe() const { return *recipe_; }
     const MethodConfig& config() const { return config_; }
+    // Rows per head of this prompt; for adaptive allocation only the sums of its layers matter.
+    const Plan& plan() const { return plan_; }
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
     std::int64_t observe() const;  // last prompt queries whose attention is needed; 0: none
@@ -101,9 +112,11 @@ public:
     std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
                                                       std::span<const float> observed) const;
 
-    // Rows that a head may hold after a re-selection while decoding, however long the answer: the
-    // plan for an unbounded prompt ([layers][kv_heads]); keep_layer never exceeds it.
-    // Adaptive allocation: `kept` are the rows that the head kept of the prompt.
+    // Rows that a head may hold after a re-selection while decoding, however long the answer.
+    // keep_layer never exceeds it and, over all heads, it sums to the budget exactly: the plan of
+    // the prompt, or, if the prompt is below the budget, the prompt plus what the plan for an
+    // unbounded prompt has above it. Adaptive allocation: `kept` are the rows that the head kept
+    // of the prompt. `full`: no bound (the largest std::int64_t).
     std::int64_t bound(std::int64_t layer, std::int64_t head, std::int64_t kept) const;
 
     // Re-selection while decoding: which of the head's `n` held rows (in position order) stay,
@@ -119,7 +132,7 @@ private:
     double rows_ = 0;
     bool full_ = false;
     Plan plan_;   // for this prompt length (static allocators; adaptive: per-layer totals)
-    Plan bound_;  // for an unbounded prompt
+    Plan bound_;  // while decoding, see bound()
 };
 
 // --- the steps, for tests, `headkv plan` and researchers
@@ -134,11 +147,14 @@ std::vector<std::int64_t> largest_remainder(std::span<const double> weights, std
 
 // head_importance at KV-head grain (2410.19258, eq. 5-6): every head gets window + floor, the pool
 // (b - w)/beta per head is shared by importance; clamped to `limit` rows, surplus water-filled;
-// sums to round(rows * layers * heads) exactly unless every head is at the limit.
+// sums to round(rows * layers * heads) exactly unless every head is at the limit. Surplus goes by
+// importance; once every important head is at the limit, evenly. Needs rows >= window, beta >= 1.
 Plan allocate_head_importance(const HeadShape& shape, std::span<const double> shares, double rows,
                               std::int64_t window, double beta, std::int64_t limit);
 Plan allocate_uniform(const HeadShape& shape, double rows, std::int64_t limit);
-// 2406.02069, exact total by largest remainder.
+// 2406.02069: a straight line over the layers, from 2b' - b'/beta rows beyond the window down to
+// b'/beta (b' = rows - window); a top above the limit flattens it. Exact total by largest
+// remainder.
 Plan allocate_pyramid(const HeadShape& shape, double rows, std::int64_t window, double beta,
                       std::int64_t limit);
 // One layer of Ada-KV (2407.11550) at KV-head grain. `values` [heads][positions before the window].

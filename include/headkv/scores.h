@@ -33,7 +33,7 @@ struct HeadScores {
 
 // Errors (bad_input): unreadable, not JSON, wrong format or counts, negative or non-finite values.
 Result<HeadScores> load_head_scores(const std::filesystem::path& file);
-// Writes to a temporary name, then renames. Error (failure): cannot write (disk full, no
+// Writes to a temporary name, then renames. Error (bad_input): cannot write (disk full, no
 // permission).
 Result<void> save_head_scores(const HeadScores& scores, const std::filesystem::path& file);
 // Refuses scores of another shape (both shapes named) and, unless `force`, of another fingerprint

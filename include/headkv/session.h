@@ -36,10 +36,17 @@ Result<Generation> generate(Engine& engine, SequenceId sequence, std::span<const
                             const GenerateOptions& options, const TextSink& sink = {});
 
 // The prompt of the main job. With a template: one user message "document\n\nQuestion: question".
-// Without (`raw`): the same text and "\nAnswer:". Either part may be empty.
+// Without (`raw`): the same text and "\nAnswer:". Without a question: the document alone. Without a
+// document: the question alone. An empty `system` means the model's own default.
+// Error (bad_input): both parts empty.
 Result<std::vector<Token>> question_prompt(const Model& model, std::string_view document,
                                            std::string_view question,
-                                           std::optional<ChatTemplate> chat);
+                                           std::optional<ChatTemplate> chat,
+                                           std::string_view system = {});
+
+// A further turn of a conversation, for Engine::extend: closes the assistant's turn that is in the
+// cache, adds `user` and opens the next answer.
+std::vector<Token> next_turn_prompt(const Model& model, std::string_view user, ChatTemplate chat);
 
 // Shortens a prompt to `limit` tokens by taking out its middle (as LongBench does).
 std::vector<Token> truncate_middle(std::span<const Token> tokens, std::int64_t limit);

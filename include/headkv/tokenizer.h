@@ -30,11 +30,14 @@ enum class TokenType : std::int32_t {
 struct Vocabulary {
     std::string model;  // tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SPM)
     std::string pre;    // tokenizer.ggml.pre: "llama-bpe", "qwen2", "smollm", ...
+    std::string name;   // general.name: decides rules that no tokenizer.* key carries (Phi-3)
     std::vector<std::string> tokens;  // [vocab] text of each token
     std::vector<float> scores;        // [vocab] SPM merge scores; may be empty for BPE
     std::vector<std::int32_t> types;  // [vocab] TokenType; may be empty (all normal)
     std::vector<std::string> merges;  // BPE merges "left right", best first
     std::optional<Token> bos, eos, eot, eom, unknown, pad;  // ids named by the metadata
+    // Marks of fill-in-the-middle prompts; absent ones are found by their usual texts.
+    std::optional<Token> fim_prefix, fim_suffix, fim_middle, fim_pad, fim_repo, fim_separator;
     std::optional<bool> add_bos, add_eos,
         add_space_prefix;       // absent: the default of the model kind
     std::string chat_template;  // tokenizer.chat_template (Jinja text), may be empty

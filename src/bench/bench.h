@@ -1,0 +1,56 @@
+// Speed and memory of prefill and decode, measured case by case.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "headkv/engine.h"
+
+namespace headkv {
+
+// One line of the result table: a method at a depth with a number of sequences side by side.
+struct BenchCase {
+    std::int64_t depth = 0;  // prompt tokens before the measured decode; 0: one token
+    std::int64_t slots = 1;  // sequences that decode together
+    MethodConfig method;
+};
+
+struct BenchSettings {
+    std::int64_t tokens = 32;  // decode steps measured
+    std::int64_t repeats = 3;
+    std::uint64_t seed = 1;  // of the pseudo-random token ids
+};
+
+// Medians over the repeats.
+struct BenchResult {
+    BenchCase what;
+    std::int64_t prompt_tokens = 0;
+    double prefill_ms = 0, compress_ms = 0, decode_ms = 0;
+    double prefill_tok_s = 0, decode_tok_s = 0;  // decode: of all slots together
+    double rows_kept_mean = 0;
+    std::int64_t kv_bytes = 0, kv_bytes_full = 0;       // of one sequence
+    std::int64_t allocated_bytes = 0;                   // of all slots, at the end
+    std::int64_t scratch_bytes = 0;                     // of the prefill
+    std::int64_t rss_peak_bytes = 0;                    // highest of the repeats; weights included
+    std::vector<double> prefill_ms_all, decode_ms_all;  // [repeats]
+};
+
+// Called before each measurement with the number done and of all; false stops the work.
+using BenchProgress = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+// Runs every case `repeats` times. The repeats of all cases are interleaved, so that a drift of the
+// machine's speed reaches all of them alike. Errors: those of the engine, interrupted.
+Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
+                                           const BenchSettings& settings,
+                                           const BenchProgress& progress = {});
+
+// `count` ids of ordinary tokens, the same for a seed on every machine.
+std::vector<Token> random_tokens(const Tokenizer& tokenizer, std::int64_t count,
+                                 std::uint64_t seed);
+
+// The middle value, or the mean of the two in the middle. Not of an empty list.
+double median(std::vector<double> values);
+
+}  // namespace headkv

@@ -1,0 +1,82 @@
+// The rows of one sequence: per layer and KV head exactly the memory that its plan and reserve ask
+// for. One group a head (DESIGN section 5, CPU): capacities are exact, nothing is padding.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "headkv/error.h"
+
+namespace headkv {
+
+using Half = std::uint16_t;  // IEEE binary16
+
+// Full keys and values of one layer during prefill: [heads][tokens][dim], keys after RoPE.
+struct LayerRows {
+    std::span<const Half> keys, values;
+    std::int64_t tokens = 0;
+};
+
+struct CacheShape {
+    std::int64_t layers = 0, heads = 0, dim_k = 0, dim_v = 0;
+    std::int64_t row_bytes() const {
+        return (dim_k + dim_v) * static_cast<std::int64_t>(sizeof(Half));
+    }
+};
+
+class SequenceCache {
+public:
+    explicit SequenceCache(const CacheShape& shape);
+
+    const CacheShape& shape() const { return shape_; }
+
+    // Copies the rows of `keep` ([heads] sorted positions) out of a layer's full rows into fresh
+    // memory with `reserve` free rows a head. Error (failure): out of memory; the layer is
+    // unchanged.
+    Result<void> fill(std::int64_t layer, const LayerRows& from,
+                      const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
+
+    // Fresh memory with `reserve` free rows in every head; copies what is held.
+    // Error (failure): out of memory; every row is still there.
+    Result<void> grow(std::int64_t reserve);
+
+    // Keeps only the rows `keep` (sorted indices into the rows held) of one head, in place.
+    void keep(std::int64_t layer, std::int64_t head, std::span<const std::int32_t> keep);
+
+    // Free rows of the fullest head: tokens that can be appended without dropping any.
+    std::int64_t room() const;
+
+    // Rows of a head; the next appended row goes behind the last of `count`.
+    struct Head {
+        Half* keys = nullptr;    // [capacity][dim_k]
+        Half* values = nullptr;  // [capacity][dim_v]
+        std::int64_t count = 0;
+        std::int64_t capacity = 0;
+    };
+    Head head(std::int64_t layer, std::int64_t head) const;
+    // Declares `count` rows written behind the last one of every head, at these positions.
+    void append(std::int64_t first_position, std::int64_t count);
+
+    std::span<const std::int32_t> positions(std::int64_t layer, std::int64_t head) const;
+
+    std::int64_t held_bytes() const;       // rows held x row bytes
+    std::int64_t allocated_bytes() const;  // rows and reserve as allocated
+
+    SequenceCache copy() const;  // copies every row
+
+private:
+    struct Layer {
+        std::unique_ptr<Half[]> keys, values;              // heads one after the other
+        std::vector<std::int64_t> start;                   // [heads + 1] first row of each head
+        std::vector<std::vector<std::int32_t>> positions;  // [heads][rows held]
+    };
+    Result<Layer> allocate(std::span<const std::int64_t> capacity) const;
+
+    CacheShape shape_;
+    std::vector<Layer> layers_;
+};
+
+}  // namespace headkv

@@ -1,0 +1,73 @@
+// One probe: a needle of one length and depth, as text and as tokens.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "calibrate/haystack.h"
+#include "calibrate/needles.h"
+#include "headkv/chat.h"
+#include "headkv/error.h"
+#include "headkv/model.h"
+#include "headkv/tokenizer.h"
+
+namespace headkv {
+
+struct ProbeSpec {
+    std::int64_t length = 0;  // tokens of the document, needle included
+    double depth = 0;         // percent of the haystack that stands before the needle
+    std::int64_t needle = 0;  // index
+};
+
+// All combinations in an order shuffled by `seed`, so that a run that is stopped early is balanced.
+std::vector<ProbeSpec> plan_probes(std::span<const std::int64_t> lengths,
+                                   std::span<const double> depths, std::int64_t needles,
+                                   std::uint64_t seed);
+
+// Puts the needle after the last sentence that ends at or before `offset` (at the very end if the
+// offset is the text's end), one space around it.
+std::string insert_needle(std::string_view text, std::string_view needle, std::size_t offset);
+
+// The haystack cut to `spec.length` tokens less the needle's, back to a whole sentence, with the
+// needle in it. Length 0 gives the needle alone.
+std::string build_document(const Tokenizer& tokenizer, const Haystack& haystack,
+                           const Needle& needle, const ProbeSpec& spec);
+
+struct TokenSpan {
+    std::int64_t begin = 0, end = 0;  // [begin, end)
+    std::int64_t size() const { return end - begin; }
+    bool contains(std::int64_t position) const { return position >= begin && position < end; }
+};
+
+// The tokens that hold `part`, found by the bytes of the tokens' pieces, so that it does not matter
+// how merges crossed its borders: a token counts if it holds a byte of `part` that is not a space.
+// `within`: the part is looked for inside the first occurrence of this text (the needle). Nothing
+// if absent.
+std::optional<TokenSpan> find_span(const Tokenizer& tokenizer, std::span<const Token> tokens,
+                                   std::string_view within, std::string_view part);
+// The same on pieces, for tests.
+std::optional<TokenSpan> find_span(std::span<const std::string> pieces, std::string_view within,
+                                   std::string_view part);
+
+// A probe as the model reads it.
+struct PreparedProbe {
+    std::vector<Token> prompt;
+    TokenSpan span;  // of the real needle in the prompt
+};
+
+// Errors (bad_input): the needle is not found in the prompt, the prompt exceeds the context.
+Result<PreparedProbe> prepare_probe(const Model& model, const Haystack& haystack,
+                                    const Needle& needle, const ProbeSpec& spec,
+                                    std::optional<ChatTemplate> chat);
+
+// True once an answer's first line is complete: a newline after something that is not white space.
+bool line_complete(const Tokenizer& tokenizer, std::span<const Token> answer);
+
+// Greedy choice; ties go to the lower id.
+Token best_token(std::span<const float> logits);
+
+}  // namespace headkv

@@ -1,0 +1,161 @@
+// `headkv bench`: speed and memory at given depths, methods and numbers of sequences.
+#include "bench/bench.h"
+
+#include <memory>
+
+#include "cli/options.h"
+#include "cli/run_report.h"
+
+namespace headkv::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchArguments {
+    ModelArguments model;
+    MethodArguments method;
+    EngineOptions engine;
+    BenchSettings settings;
+    std::vector<std::int64_t> depths = {0, 512, 4096}, slots = {1};
+    std::vector<std::string> methods = {"full", "headkv-r2"};
+    std::string json;
+};
+
+Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
+                                           const ModelInfo& model) {
+    std::vector<MethodConfig> configs;
+    for (const auto& name : arguments.methods) {
+        auto config = method_config(arguments.method, name, model);
+        if (!config) return tl::unexpected(config.error());
+        configs.push_back(std::move(*config));
+    }
+    std::vector<BenchCase> cases;
+    for (const std::int64_t depth : arguments.depths) {
+        for (const auto& config : configs) {
+            for (const std::int64_t slots : arguments.slots) {
+                cases.push_back({.depth = depth, .slots = slots, .method = config});
+            }
+        }
+    }
+    return cases;
+}
+
+Json case_json(const BenchResult& result) {
+    const SequenceId slots = result.what.slots;
+    return {{"depth", result.what.depth},
+            {"method", result.what.method.method},
+            {"slots", slots},
+            {"prompt_tokens", result.prompt_tokens},
+            {"rows_kept_mean", number(result.rows_kept_mean)},
+            {"prefill_tok_s", result.prefill_tok_s},
+            {"decode_tok_s", result.decode_tok_s},
+            {"prefill_ms", result.prefill_ms},
+            {"compress_ms", result.compress_ms},
+            {"decode_ms", result.decode_ms},
+            {"kv_bytes", result.kv_bytes},
+            {"kv_bytes_full", result.kv_bytes_full},
+            {"kv_bytes_allocated", result.allocated_bytes},
+            {"prefill_scratch_bytes", result.scratch_bytes},
+            {"rss_peak_bytes", result.rss_peak_bytes},
+            {"prefill_ms_all", result.prefill_ms_all},
+            {"decode_ms_all", result.decode_ms_all}};
+}
+
+Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
+                const std::vector<BenchResult>& results) {
+    Json json = {{"model", model_title(model)},
+                 {"fingerprint", model.fingerprint},
+                 {"version", version()},
+                 {"device", model.device},
+                 {"threads", model.threads},
+                 {"chunk", arguments.engine.chunk},
+                 {"decode_tokens", arguments.settings.tokens},
+                 {"repeats", arguments.settings.repeats},
+                 {"seed", arguments.settings.seed},
+                 {"weight_bytes", model.weight_bytes}};
+    json["results"] = Json::array();
+    for (const auto& result : results) json["results"].push_back(case_json(result));
+    return json;
+}
+
+std::string bench_table(const std::vector<BenchResult>& results) {
+    std::string text = fmt::format("{:>7}  {:<14} {:>5}  {:>9}  {:>13}  {:>12}  {:>10}  {:>10}\n",
+                                   "depth", "method", "slots", "rows/head", "prefill tok/s",
+                                   "decode tok/s", "KV cache", "peak RSS");
+    for (const auto& result : results) {
+        text += fmt::format("{:>7}  {:<14} {:>5}  {:>9.1f}  {:>13.1f}  {:>12.1f}  {:>10}  {:>10}\n",
+                            result.what.depth, result.what.method.method, result.what.slots,
+                            result.rows_kept_mean, result.prefill_tok_s, result.decode_tok_s,
+                            human_bytes(static_cast<double>(result.kv_bytes)),
+                            human_bytes(static_cast<double>(result.rss_peak_bytes)));
+    }
+    return text;
+}
+
+Result<void> check_arguments(const BenchArguments& arguments) {
+    for (const auto& name : arguments.methods) {
+        if (auto recipe = find_recipe(name); !recipe) return tl::unexpected(recipe.error());
+    }
+    if (const auto budget = method_budget(arguments.method); !budget) {
+        return tl::unexpected(budget.error());
+    }
+    return check_output(arguments.json);
+}
+
+Result<void> bench(const BenchArguments& arguments) {
+    if (auto checked = check_arguments(arguments); !checked) return checked;
+    catch_interrupts();
+    const auto model = load_model(arguments.model);
+    if (!model) return tl::unexpected(model.error());
+    const auto cases = bench_cases(arguments, (*model)->info());
+    if (!cases) return tl::unexpected(cases.error());
+    const auto engine = Engine::create(*model, arguments.engine);
+    if (!engine) return tl::unexpected(engine.error());
+    ProgressBar bar("measuring");
+    const auto results = run_bench(**engine, *cases, arguments.settings, bar.callback());
+    bar.clear();
+    if (!results) return tl::unexpected(results.error());
+    if (arguments.json != "-") {
+        if (auto printed = print(bench_table(*results)); !printed) return printed;
+    }
+    if (arguments.json.empty()) return {};
+    return write_output(arguments.json, dump(bench_json(arguments, (*model)->info(), *results)));
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, Status& status) {
+    auto arguments = std::make_shared<BenchArguments>();
+    CLI::App* command = app.add_subcommand("bench", "speed and memory at depths and methods");
+    add_model_options(*command, arguments->model);
+    const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
+        return command->add_option(name, value, help)->capture_default_str()->type_name(type);
+    };
+    const auto list = [](CLI::Option* option) {
+        option->delimiter(',')->allow_extra_args(false);
+        return option;
+    };
+    list(add("--depth", arguments->depths, "prompt tokens before the decode", "N,..."))
+        ->check(CLI::NonNegativeNumber);
+    list(add("--methods", arguments->methods, "see `headkv methods`", "NAME,..."));
+    list(add("--slots", arguments->slots, "sequences that decode together", "N,..."))
+        ->check(CLI::PositiveNumber);
+    add("-n,--tokens", arguments->settings.tokens, "decode steps measured", "N")
+        ->check(CLI::PositiveNumber);
+    add("--repeat", arguments->settings.repeats, "repeats; medians are printed", "R")
+        ->check(CLI::PositiveNumber);
+    add("--seed", arguments->settings.seed, "of the token ids", "N");
+    add("--chunk", arguments->engine.chunk, "prompt tokens computed at once", "N")
+        ->check(CLI::Range(1, 1 << 20));
+    add_method_options(*command, arguments->method, false);
+    command->add_option("--json", arguments->json, "figures as JSON; - is stdout")
+        ->type_name("FILE");
+    command->footer(
+        "Example: headkv bench -m model.gguf --depth 0,4096 --methods full,headkv-r2 --rows 128");
+    command->callback([arguments, &status] {
+        if (const auto done = bench(*arguments); !done) status.code = report(done.error());
+    });
+}
+
+}  // namespace headkv::cli

@@ -1,0 +1,375 @@
+// headkv eval: perplexity of a text, and the needle test over methods and budgets.
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "cli/common.h"
+#include "cli/options.h"
+#include "cli/probe_template.h"
+#include "eval/niah.h"
+#include "eval/perplexity.h"
+
+namespace headkv::cli {
+namespace {
+
+// --- ppl
+
+struct PerplexityArguments {
+    ModelArguments model;
+    std::string text, json;
+    std::int64_t chunk = 512;
+};
+
+Result<void> run_perplexity(const PerplexityArguments& arguments) {
+    if (auto writable = check_output(arguments.json); !writable) return writable;
+    auto text = read_document(arguments.text);
+    if (!text) return tl::unexpected(text.error());
+    auto model = load_model(arguments.model);
+    if (!model) return tl::unexpected(model.error());
+    if (arguments.chunk > (*model)->info().context) {
+        return bad_input("--chunk {}: the model's context is {} tokens", arguments.chunk,
+                         (*model)->info().context);
+    }
+    auto engine = Engine::create(*model);
+    if (!engine) return tl::unexpected(engine.error());
+    const Tokenizer& tokenizer = (*model)->tokenizer();
+    const std::vector<Token> tokens = tokenizer.encode(*text);
+
+    catch_interrupts();
+    ProgressBar bar("perplexity");
+    const Stopwatch watch;
+    const auto chunks = static_cast<double>(tokens.size()) / static_cast<double>(arguments.chunk);
+    double done = 0;
+    const Scorer scorer = [&](std::span<const Token> chunk) {
+        bar.update(done++, chunks);
+        return (*engine)->log_probabilities(
+            chunk, [](std::int64_t, std::int64_t) { return !interrupted(); });
+    };
+    auto result = perplexity(tokens, arguments.chunk, added_bos(tokenizer), scorer);
+    bar.clear();
+    if (!result) return tl::unexpected(result.error());
+
+    if (arguments.json != "-") {
+        auto shown = print(fmt::format(
+            "perplexity {:.4f} +- {:.4f} over {} tokens (second halves of {} chunks of {}), {}\n",
+            result->perplexity, result->standard_error, result->tokens, result->chunks,
+            arguments.chunk, human_ms(watch.ms())));
+        if (!shown) return shown;
+    }
+    if (arguments.json.empty()) return {};
+    const nlohmann::json json = {{"perplexity", result->perplexity},
+                                 {"tokens", result->tokens},
+                                 {"standard_error", result->standard_error},
+                                 {"chunks", result->chunks},
+                                 {"chunk", arguments.chunk},
+                                 {"model", model_title((*model)->info())},
+                                 {"seconds", watch.ms() / 1000}};
+    return write_output(arguments.json, json.dump() + "\n");
+}
+
+void register_perplexity(CLI::App& eval, Status& status) {
+    auto arguments = std::make_shared<PerplexityArguments>();
+    CLI::App& command = *eval.add_subcommand("ppl", "perplexity of a text, full cache");
+    add_model_options(command, arguments->model);
+    command.add_option("--text", arguments->text, "text file (UTF-8; - is stdin)")
+        ->required()
+        ->type_name("FILE");
+    command
+        .add_option("--chunk", arguments->chunk, "tokens read at a time; the second half counts")
+        ->capture_default_str()
+        ->type_name("N");
+    command.add_option("--json", arguments->json, "result as JSON to a file, or - for stdout")
+        ->type_name("FILE");
+    command.callback([arguments, &status] {
+        if (auto done = run_perplexity(*arguments); !done) status.code = report(done.error());
+    });
+}
+
+// --- niah
+
+struct NiahArguments {
+    ModelArguments model;
+    MethodArguments method;
+    PromptArguments prompt;  // only raw and chat_template are used
+    std::vector<std::string> methods = {"snapkv", "headkv-r2"};
+    std::string out, haystack, needles, json;
+    NiahSettings settings;
+};
+
+std::vector<std::string> split(const std::vector<std::string>& lists) {
+    std::vector<std::string> items;
+    for (const std::string& list : lists) {
+        std::size_t start = 0;
+        while (start <= list.size()) {
+            const std::size_t comma = std::min(list.find(',', start), list.size());
+            if (comma > start) items.push_back(list.substr(start, comma - start));
+            start = comma + 1;
+        }
+    }
+    return items;
+}
+
+// Every method at every budget; full is always there and needs no budget.
+Result<std::vector<NiahConfig>> configurations(const NiahArguments& arguments,
+                                               const ModelInfo& info) {
+    if (!arguments.method.bytes.empty() || !arguments.method.keep.empty()) {
+        return bad_input("eval niah compares budgets in rows: give --rows, such as --rows 64,128");
+    }
+    std::vector<std::string> budgets = split(arguments.method.rows);
+    if (budgets.empty()) budgets = {"128"};
+    std::vector<NiahConfig> configs;
+    for (const std::string& name : split(arguments.methods)) {
+        if (name == "full") continue;
+        for (const std::string& rows : budgets) {
+            MethodArguments one = arguments.method;
+            one.rows = {rows};
+            auto config = method_config(one, name, info);
+            if (!config) return tl::unexpected(config.error());
+            const double value = config->budget.value;
+            configs.push_back({std::move(*config), value});
+        }
+    }
+    return configs;
+}
+
+nlohmann::json describe(const MethodConfig& config) {
+    const MethodOptions& o = config.options;
+    nlohmann::json json = {{"method", config.method},
+                           {"rows", config.budget.value},
+                           {"window", o.window},
+                           {"observe", o.observe},
+                           {"kernel", o.kernel},
+                           {"pool", o.pool == Pool::max ? "max" : "avg"},
+                           {"beta", o.beta},
+                           {"pyramid_beta", o.pyramid_beta},
+                           {"floor", o.floor},
+                           {"normalize", o.normalize},
+                           {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
+                           {"sinks", o.sinks},
+                           {"reserve", o.reserve}};
+    if (config.scores) {
+        std::string text;
+        for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);
+        json["scores"] = {{"kind", config.scores->kind},
+                          {"probes_passed", config.scores->probes_passed},
+                          {"hash", fmt::format("{:016x}", hash_text(text))}};
+    }
+    return json;
+}
+
+nlohmann::json describe(const NiahArguments& arguments, const ModelInfo& info,
+                        const Haystack& haystack, std::span<const Needle> needles,
+                        std::span<const NiahConfig> configs) {
+    const NiahSettings& s = arguments.settings;
+    std::string all;
+    for (const Needle& needle : needles) {
+        all += needle.needle + '\n' + needle.question + '\n' + needle.answer + '\n' + needle.key;
+    }
+    nlohmann::json methods = nlohmann::json::array();
+    for (const NiahConfig& config : configs) methods.push_back(describe(config.method));
+    return {{"task", "niah"},
+            {"fingerprint", info.fingerprint},
+            {"haystack", haystack.name()},
+            {"needles", needles.size()},
+            {"needles_hash", fmt::format("{:016x}", hash_text(all))},
+            {"max_tokens", s.max_tokens},
+            {"seed", s.seed},
+            {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
+            {"methods", std::move(methods)}};
+}
+
+nlohmann::json interval(const Estimate& estimate) {
+    return nlohmann::json::array({estimate.low, estimate.high});
+}
+
+nlohmann::json to_json(const NiahRow& row) {
+    return {{"task", "niah"},
+            {"method", row.method},
+            {"rows", row.rows},
+            {"n", row.n},
+            {"score", row.score.value},
+            {"interval", interval(row.score)},
+            {"full_right", row.full_right},
+            {"kept_right", row.kept_right},
+            {"kept_share", row.kept.value},
+            {"kept_interval", interval(row.kept)},
+            {"dlogprob", row.dlog_probability.value},
+            {"dlogprob_interval", interval(row.dlog_probability)},
+            {"dlogprob_key", row.dlog_probability_key.value},
+            {"dlogprob_key_interval", interval(row.dlog_probability_key)},
+            {"kv_bytes", row.kv_bytes},
+            {"kv_bytes_full", row.kv_bytes_full},
+            {"rows_kept_mean", row.rows_kept}};
+}
+
+std::string table(std::span<const NiahRow> rows) {
+    std::string text = fmt::format("{:<14} {:>6} {:>6} {:>16} {:>17} {:>22} {:>10} {:>9} {:>6}\n",
+                                   "method", "rows", "score", "95 %", "of full's right",
+                                   "dlogp/token (95 %)", "dlogp key", "KV", "share");
+    for (const NiahRow& row : rows) {
+        text += fmt::format(
+            "{:<14} {:>6} {:>6.2f} {:>16} {:>17} {:>22} {:>10.3f} {:>9} {:>5.1f}%\n", row.method,
+            row.rows > 0 ? fmt::format("{:g}", row.rows) : "all", row.score.value,
+            fmt::format("{:.2f}..{:.2f}", row.score.low, row.score.high),
+            fmt::format("{}/{}", row.kept_right, row.full_right),
+            fmt::format("{:.3f} ({:.3f}..{:.3f})", row.dlog_probability.value,
+                        row.dlog_probability.low, row.dlog_probability.high),
+            row.dlog_probability_key.value, human_bytes(row.kv_bytes),
+            100 * row.kv_bytes / row.kv_bytes_full);
+    }
+    return text;
+}
+
+Result<std::vector<ProbeSpec>> chosen_probes(const NiahArguments& arguments, std::int64_t needles) {
+    const NiahSettings& settings = arguments.settings;
+    for (const std::int64_t length : settings.lengths) {
+        if (length < 0) return bad_input("--lengths {}: must be 0 or more", length);
+    }
+    for (const double depth : settings.depths) {
+        if (!(depth >= 0 && depth <= 100))
+            return bad_input("--depths {:g}: must be 0 to 100", depth);
+    }
+    auto probes = plan_probes(settings.lengths, settings.depths, needles, settings.seed);
+    if (settings.limit > 0 && probes.size() > static_cast<std::size_t>(settings.limit)) {
+        probes.resize(static_cast<std::size_t>(settings.limit));
+    }
+    return probes;
+}
+
+Result<void> write_niah(const NiahArguments& arguments, const ModelInfo& info,
+                        const nlohmann::json& flags, const NiahRun& run) {
+    const std::vector<NiahRow> rows = summarize(run.probes, arguments.settings.seed);
+    double seconds = 0;
+    for (const NiahProbe& probe : run.probes) seconds += probe.seconds;
+    nlohmann::json lines = nlohmann::json::array();
+    for (const NiahRow& row : rows) {
+        nlohmann::json line = to_json(row);
+        line["model"] = model_title(info);
+        line["fingerprint"] = info.fingerprint;
+        line["seconds"] = seconds;  // of the whole run: its prefills are shared by all methods
+        line["seed"] = arguments.settings.seed;
+        line["version"] = version();
+        lines.push_back(std::move(line));
+    }
+    nlohmann::json json = {{"format", "headkv-eval/1"},
+                           {"flags", flags},
+                           {"lengths", arguments.settings.lengths},
+                           {"depths", arguments.settings.depths},
+                           {"results", std::move(lines)}};
+    const std::string text = json.dump(2) + "\n";
+    const auto file = std::filesystem::path(arguments.out) / "results.json";
+    if (auto written = write_output(file.string(), text); !written) return written;
+    if (arguments.json != "-") {
+        auto shown = print(fmt::format("{}: {} probes, {}\n{}", model_title(info),
+                                       run.probes.size(), human_ms(seconds * 1000), table(rows)));
+        if (!shown) return shown;
+    }
+    return arguments.json.empty() ? Result<void>() : write_output(arguments.json, text);
+}
+
+Result<void> run_niah_command(NiahArguments& arguments) {
+    auto needles = arguments.needles.empty()
+                       ? Result<std::vector<Needle>>(std::vector<Needle>(
+                             evaluation_needles().begin(), evaluation_needles().end()))
+                       : load_needles(arguments.needles);
+    if (!needles) return tl::unexpected(needles.error());
+    // Another seed than calibration's built-in prose, so that the two never share a text.
+    auto haystack = arguments.haystack.empty()
+                        ? Result<Haystack>(Haystack::builtin(1000000 + arguments.settings.seed))
+                        : Haystack::folder(arguments.haystack);
+    if (!haystack) return tl::unexpected(haystack.error());
+    auto probes = chosen_probes(arguments, static_cast<std::int64_t>(needles->size()));
+    if (!probes) return tl::unexpected(probes.error());
+    std::error_code error;
+    std::filesystem::create_directories(arguments.out, error);
+    if (error) return bad_input("{}: {}", arguments.out, error.message());
+    if (auto writable = check_output(arguments.json); !writable) return writable;
+
+    auto model = load_model(arguments.model);
+    if (!model) return tl::unexpected(model.error());
+    const ModelInfo& info = (*model)->info();
+    auto chat = probe_template(arguments.prompt, **model);
+    if (!chat) return tl::unexpected(chat.error());
+    arguments.settings.chat = *chat;
+    auto configs = configurations(arguments, info);
+    if (!configs) return tl::unexpected(configs.error());
+    auto engine = Engine::create(*model);
+    if (!engine) return tl::unexpected(engine.error());
+
+    catch_interrupts();
+    ProgressBar bar("niah");
+    const Progress stop = [](std::int64_t, std::int64_t) { return !interrupted(); };
+    const auto draw = [&](std::int64_t done, std::int64_t total) {
+        bar.update(static_cast<double>(done), static_cast<double>(total));
+        return !interrupted();
+    };
+    const NiahRunner runner = [&](const ProbeSpec& spec) {
+        return run_niah_probe(**engine, *haystack,
+                              (*needles)[static_cast<std::size_t>(spec.needle)], spec, *configs,
+                              arguments.settings, stop);
+    };
+    const nlohmann::json identity = describe(arguments, info, *haystack, *needles, *configs);
+    const auto log = std::filesystem::path(arguments.out) / "answers.jsonl";
+    auto run = run_niah(*probes, runner, log, identity, draw);
+    bar.clear();
+    if (!run) return tl::unexpected(run.error());
+    if (run->start == RunLog::Start::settings_changed) {
+        note(fmt::format("{} was of other settings: begun anew, the old one is now {}.old",
+                         log.string(), log.string()));
+    }
+    return write_niah(arguments, info, identity, *run);
+}
+
+void register_niah(CLI::App& eval, Status& status) {
+    auto arguments = std::make_shared<NiahArguments>();
+    CLI::App& command =
+        *eval.add_subcommand("niah", "needles in a long text: which methods still find them");
+    add_model_options(command, arguments->model);
+    command.add_option("--methods", arguments->methods, "methods to compare with full")
+        ->delimiter(',')
+        ->type_name("NAMES");
+    add_method_options(command, arguments->method, false);
+    command.add_option("-o,--output", arguments->out, "folder of answers.jsonl and results.json")
+        ->required()
+        ->type_name("FOLDER");
+    command.add_option("--lengths", arguments->settings.lengths, "tokens of the documents")
+        ->delimiter(',')
+        ->type_name("N,...");
+    command.add_option("--depths", arguments->settings.depths, "where the needle stands, percent")
+        ->delimiter(',')
+        ->type_name("P,...");
+    command
+        .add_option("--haystack", arguments->haystack,
+                    "folder of .txt files (default: built-in prose)")
+        ->type_name("FOLDER");
+    command
+        .add_option("--needles", arguments->needles,
+                    "JSON lines of needle, question, real_needle, answer, key")
+        ->type_name("FILE");
+    command.add_option("--limit", arguments->settings.limit, "most probes, 0: all")
+        ->check(CLI::NonNegativeNumber);
+    command.add_option("-n,--max-tokens", arguments->settings.max_tokens, "of an answer")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    command.add_option("--seed", arguments->settings.seed, "of prose, order and intervals")
+        ->capture_default_str();
+    command.add_flag("--raw", arguments->prompt.raw, "no chat template");
+    command.add_option("--chat-template", arguments->prompt.chat_template,
+                       "name of a chat template, where the model's own is not recognised");
+    command.add_option("--json", arguments->json, "results as JSON to a file, or - for stdout")
+        ->type_name("FILE");
+    command.callback([arguments, &status] {
+        if (auto done = run_niah_command(*arguments); !done) status.code = report(done.error());
+    });
+}
+
+}  // namespace
+
+void register_eval(CLI::App& app, Status& status) {
+    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, niah");
+    eval.require_subcommand(1);
+    register_perplexity(eval, status);
+    register_niah(eval, status);
+}
+
+}  // namespace headkv::cli

@@ -1,0 +1,116 @@
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "cli/common.h"
+
+namespace headkv::cli {
+
+namespace {
+
+using Register = void (*)(CLI::App&, Status&);
+constexpr Register subcommands[] = {
+    register_run,  register_inspect, register_plan,     register_methods,    register_calibrate,
+    register_eval, register_bench,   register_tokenize, register_completion,
+};
+
+void build(CLI::App& app, Status& status) {
+    app.name("headkv");
+    app.set_version_flag("--version", "headkv " + version());
+    app.set_help_flag("-h,--help", "print this help");
+    app.require_subcommand(0, 1);
+    app.get_formatter()->column_width(32);
+    app.footer(
+        "`headkv SUBCOMMAND --help` says more.\n"
+        "Example: headkv run -m model.gguf -f report.txt -q \"Who signed it?\" --rows 128");
+    for (const Register add : subcommands) add(app, status);
+}
+
+// The flag that the user may have meant, of the subcommand at hand.
+std::string nearest_flag(const CLI::App& command, const std::string& word) {
+    std::string best;
+    std::size_t best_distance = 4;  // further away is no typing mistake
+    for (const CLI::Option* option : command.get_options()) {
+        for (const std::string& name : option->get_lnames()) {
+            const std::size_t distance = edit_distance("--" + name, word);
+            if (distance < best_distance && distance < word.size() / 2) {
+                best_distance = distance;
+                best = "--" + name;
+            }
+        }
+    }
+    return best;
+}
+
+std::string nearest_subcommand(const CLI::App& app, const std::string& word) {
+    std::string best;
+    std::size_t best_distance = 4;
+    for (const CLI::App* command : app.get_subcommands({})) {
+        const std::size_t distance = edit_distance(command->get_name(), word);
+        if (distance < best_distance && distance < word.size()) {
+            best_distance = distance;
+            best = command->get_name();
+        }
+    }
+    return best;
+}
+
+std::string suggestion(const std::string& nearest) {
+    return nearest.empty() ? "" : " (did you mean " + nearest + "?)";
+}
+
+// CLI11 complains about the first word that it could not place; we add what was meant.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
+    const auto chosen = app.get_subcommands();
+    const bool extras = dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr;
+    if (chosen.empty()) {
+        const auto rest = app.remaining();
+        if (!extras || rest.empty()) return std::string(error.what()) + "; see `headkv --help`";
+        return "unknown subcommand " + rest[0] + suggestion(nearest_subcommand(app, rest[0])) +
+               "; see `headkv --help`";
+    }
+    const CLI::App& command = *chosen[0];
+    const std::string help = "; see `headkv " + command.get_name() + " --help`";
+    auto rest = command.remaining();
+    if (rest.empty()) rest = app.remaining();
+    if (!extras || rest.empty()) return command.get_name() + ": " + error.what() + help;
+    const bool flag = rest[0].starts_with("-");
+    return command.get_name() + ": unknown " + (flag ? "option " : "argument ") + rest[0] +
+           suggestion(flag ? nearest_flag(command, rest[0]) : "") + help;
+}
+
+int run(int argc, char** argv) {
+    CLI::App app("Answers from long documents with a key-value cache of a few percent: HeadKV.");
+    Status status;
+    build(app, status);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+        if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+        return report({ErrorKind::bad_input, usage_message(app, error)});
+    }
+    if (app.get_subcommands().empty()) {
+        fmt::print(stderr, "{}", app.help());
+        return 2;
+    }
+    return status.code;
+}
+
+}  // namespace
+
+}  // namespace headkv::cli
+
+int main(int argc, char** argv) {
+    using headkv::ErrorKind;
+    try {
+        return headkv::cli::run(argc, argv);
+    } catch (const std::bad_alloc&) {
+        return headkv::cli::report(
+            {ErrorKind::failure,
+             "out of memory; try a shorter prompt, a smaller --chunk or a smaller model"});
+    } catch (const std::exception& error) {
+        return headkv::cli::report(
+            {ErrorKind::failure, std::string("internal error: ") + error.what()});
+    }
+}

@@ -1,0 +1,125 @@
+// `headkv methods`: the table of methods, their steps, options and papers.
+#include <fmt/format.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "cli/common.h"
+#include "headkv/method.h"
+
+namespace headkv::cli {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+struct MethodsArguments {
+    std::string name, json;
+};
+
+// The options that a recipe's steps read, with our defaults; names as on the command line.
+ordered_json options_of(const Recipe& recipe) {
+    const MethodOptions defaults;
+    ordered_json options = ordered_json::object();
+    if (recipe.select == SelectStep::all) return options;
+    if (recipe.select == SelectStep::sinks_recent) options["sinks"] = defaults.sinks;
+    if (recipe.score == ScoreStep::window_attention) {
+        options["window"] = defaults.window;
+        options["observe"] = defaults.observe;
+        options["kernel"] = defaults.kernel;
+        options["pool"] = name_of(defaults.pool);
+        options["group-reduce"] = name_of(defaults.group_reduce);
+    }
+    if (recipe.allocate == AllocateStep::head_importance) options["beta"] = defaults.beta;
+    if (recipe.allocate == AllocateStep::pyramid) options["pyramid-beta"] = defaults.pyramid_beta;
+    if (recipe.allocate == AllocateStep::adaptive) options["floor"] = defaults.floor;
+    options["reserve"] = defaults.reserve;
+    return options;
+}
+
+ordered_json json_of(const Recipe& recipe) {
+    return {{"name", recipe.name},
+            {"score", name_of(recipe.score)},
+            {"allocate", name_of(recipe.allocate)},
+            {"select", name_of(recipe.select)},
+            {"store", name_of(recipe.store)},
+            {"score_kind", recipe.score_kind},
+            {"options", options_of(recipe)},
+            {"paper", recipe.paper},
+            {"summary", recipe.summary}};
+}
+
+std::string options_text(const Recipe& recipe) {
+    const ordered_json options = options_of(recipe);
+    std::string text;
+    for (const auto& [name, value] : options.items()) {
+        if (!text.empty()) text += "  ";
+        text += fmt::format("--{} {}", name,
+                            value.is_string() ? value.get<std::string>() : value.dump());
+    }
+    return text;
+}
+
+std::string paper_text(const Recipe& recipe) {
+    return recipe.paper.empty() ? "-" : fmt::format("arXiv {}", recipe.paper);
+}
+
+std::string table_text() {
+    std::string text = fmt::format("{:<14} {:<17} {:<16} {:<13} {:<6} {}\n", "method", "score",
+                                   "allocate", "select", "store", "paper");
+    for (const Recipe& recipe : recipes()) {
+        text += fmt::format("{:<14} {:<17} {:<16} {:<13} {:<6} {}\n", recipe.name,
+                            name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
+                            name_of(recipe.store), paper_text(recipe));
+    }
+    return text + "`headkv methods NAME` lists the options of one.\n";
+}
+
+std::string recipe_text(const Recipe& recipe) {
+    std::string text = fmt::format("{}: {}\n", recipe.name, recipe.summary);
+    text += fmt::format("  steps    {} x {} x {} x {}\n", name_of(recipe.score),
+                        name_of(recipe.allocate), name_of(recipe.select), name_of(recipe.store));
+    if (!recipe.score_kind.empty()) {
+        text += fmt::format("  needs    head scores of kind {} (headkv calibrate --kind {})\n",
+                            recipe.score_kind, recipe.score_kind);
+    }
+    const std::string options = options_text(recipe);
+    text += fmt::format("  options  {}\n", options.empty() ? "-" : options);
+    return text + fmt::format("  paper    {}\n", paper_text(recipe));
+}
+
+Result<void> methods(const MethodsArguments& arguments) {
+    ordered_json json = ordered_json::array();
+    std::string text;
+    if (arguments.name.empty()) {
+        for (const Recipe& recipe : recipes()) json.push_back(json_of(recipe));
+        text = table_text();
+    } else {
+        const auto recipe = find_recipe(arguments.name);
+        if (!recipe) return tl::unexpected(recipe.error());
+        json.push_back(json_of(**recipe));
+        text = recipe_text(**recipe);
+    }
+    if (arguments.json != "-") {
+        if (auto printed = print(text); !printed) return printed;
+    }
+    if (arguments.json.empty()) return {};
+    return write_output(arguments.json, json.dump(2) + "\n");
+}
+
+}  // namespace
+
+void register_methods(CLI::App& app, Status& status) {
+    auto arguments = std::make_shared<MethodsArguments>();
+    CLI::App* command =
+        app.add_subcommand("methods", "the methods: steps, options with defaults, papers");
+    command->add_option("name", arguments->name, "one method, in detail")->type_name("NAME");
+    command->add_option("--json", arguments->json, "a JSON list of methods to FILE; - is stdout")
+        ->type_name("FILE");
+    command->callback([arguments, &status] {
+        if (const auto done = methods(*arguments); !done) status.code = report(done.error());
+    });
+}
+
+}  // namespace headkv::cli

@@ -1,0 +1,371 @@
+#include "cli/options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
+
+#include "headkv/session.h"
+
+namespace headkv::cli {
+
+namespace {
+
+constexpr const char* method_group = "Method";
+constexpr const char* budget_group = "Budget (one of)";
+constexpr const char* prompt_group = "Prompt";
+constexpr const char* model_group = "Model";
+
+std::filesystem::path executable_folder() {
+    std::error_code error;
+    const auto file = std::filesystem::read_symlink("/proc/self/exe", error);
+    return error ? std::filesystem::path(".") : file.parent_path();
+}
+
+Result<double> parse_rows(std::string_view text) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value) ||
+        value <= 0) {
+        return bad_input("--rows {} is no number of rows per head: give one above 0, such as 128",
+                         text);
+    }
+    return value;
+}
+
+// Several files may be given: each method takes the one measured for it, else the first.
+Result<std::shared_ptr<const HeadScores>> given_scores(const MethodArguments& arguments,
+                                                       const Recipe& recipe,
+                                                       const ModelInfo& model) {
+    std::shared_ptr<const HeadScores> chosen;
+    std::string file;
+    for (const std::string& path : arguments.heads) {
+        auto scores = load_head_scores(path);
+        if (!scores) return tl::unexpected(scores.error());
+        const bool fits = scores->kind.empty() || scores->kind == recipe.score_kind;
+        if (chosen && !fits) continue;
+        const bool found = fits;
+        chosen = std::make_shared<const HeadScores>(std::move(*scores));
+        file = path;
+        if (found) break;
+    }
+    auto checked =
+        check_head_scores(*chosen, model.shape, model.fingerprint, arguments.force_scores);
+    if (!checked) return tl::unexpected(checked.error());
+    if (!chosen->kind.empty() && chosen->kind != recipe.score_kind) {
+        note(fmt::format("{} holds scores of kind {}, {} was made for kind {}", file, chosen->kind,
+                         recipe.name, recipe.score_kind));
+    }
+    return chosen;
+}
+
+Result<std::shared_ptr<const HeadScores>> scores_of(const MethodArguments& arguments,
+                                                    const Recipe& recipe, const ModelInfo& model) {
+    if (recipe.score_kind.empty()) return nullptr;
+    if (!arguments.heads.empty()) return given_scores(arguments, recipe, model);
+    auto found =
+        find_head_scores(score_folders(), model.fingerprint, std::string(recipe.score_kind));
+    if (!found) return tl::unexpected(found.error());
+    auto checked = check_head_scores(*found, model.shape, model.fingerprint, false);
+    if (!checked) return tl::unexpected(checked.error());
+    return std::make_shared<const HeadScores>(std::move(*found));
+}
+
+Result<Pool> parse_pool(const std::string& name) {
+    if (name == "max") return Pool::max;
+    if (name == "avg" || name == "mean") return Pool::avg;
+    return bad_input("--pool {} is unknown: give max or avg", name);
+}
+
+Result<GroupReduce> parse_group_reduce(const std::string& name) {
+    if (name == "mean") return GroupReduce::mean;
+    if (name == "max") return GroupReduce::max;
+    return bad_input("--group-reduce {} is unknown: give mean or max", name);
+}
+
+}  // namespace
+
+void add_model_options(CLI::App& command, ModelArguments& arguments) {
+    command.add_option("-m,--model", arguments.path, "model file (GGUF)")
+        ->required()
+        ->type_name("FILE")
+        ->group(model_group);
+    command.add_option("-t,--threads", arguments.load.threads, "CPU threads; 0: one per core")
+        ->capture_default_str()
+        ->check(CLI::Range(0, 1024))
+        ->type_name("N")
+        ->group(model_group);
+    command.add_option("--device", arguments.load.device, "auto, cpu or cuda")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->type_name("NAME")
+        ->group(model_group);
+}
+
+Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {
+    return Model::load(arguments.path, arguments.load);
+}
+
+std::string model_title(const ModelInfo& info) {
+    return info.name.empty() ? std::filesystem::path(info.path).stem().string() : info.name;
+}
+
+namespace {
+
+void add_budget_options(CLI::App& command, MethodArguments& arguments) {
+    // Repeats are collected, so that method_budget() can name what was given twice.
+    const auto repeats = CLI::MultiOptionPolicy::TakeAll;
+    command
+        .add_option("--rows", arguments.rows,
+                    "rows per KV head, averaged over all heads, window included (default 128)")
+        ->allow_extra_args(false)
+        ->multi_option_policy(repeats)
+        ->type_name("N")
+        ->group(budget_group);
+    command.add_option("--kv-bytes", arguments.bytes, "bytes of the cache; K, M, G suffixes")
+        ->allow_extra_args(false)
+        ->multi_option_policy(repeats)
+        ->type_name("SIZE")
+        ->group(budget_group);
+    command.add_option("--keep", arguments.keep, "share of the prompt, such as 5% or 0.05")
+        ->allow_extra_args(false)
+        ->multi_option_policy(repeats)
+        ->type_name("SHARE")
+        ->group(budget_group);
+}
+
+void add_score_options(CLI::App& command, MethodArguments& arguments) {
+    command
+        .add_option("--heads", arguments.heads,
+                    "head scores; default: found by the model's fingerprint")
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_name("FILE")
+        ->group(method_group);
+    command
+        .add_flag("--force-scores", arguments.force_scores,
+                  "take head scores of another model of the same shape")
+        ->group(method_group);
+}
+
+void add_step_options(CLI::App& command, MethodArguments& a) {
+    const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
+        command.add_option(name, value, help)->type_name(type)->group(method_group);
+    };
+    const MethodOptions d;
+    command.add_option("--preset", a.preset, "paper: window 8, kernel 7, max pooling, beta 1.2")
+        ->check(CLI::IsMember({"paper"}))
+        ->type_name("NAME")
+        ->group(method_group);
+    add("--window", a.window, fmt::format("last prompt rows, always kept ({})", d.window).c_str(),
+        "N");
+    add("--observe", a.observe, "last prompt queries that score (as many as the window)", "N");
+    add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
+    add("--pool", a.pool, "pooling over positions: max (default) or avg", "NAME");
+    add("--group-reduce", a.group_reduce, "query heads of a KV head: mean (default) or max",
+        "NAME");
+    add("--beta", a.beta,
+        fmt::format("rows that follow the allocation are (rows - window) / beta "
+                    "({}; pyramidkv {})",
+                    d.beta, d.pyramid_beta)
+            .c_str(),
+        "B");
+    add("--pyramid-beta", a.pyramid_beta, "beta of pyramidkv alone", "B");
+    add("--floor", a.floor,
+        fmt::format("ada-kv: share of the rows that is uniform ({})", d.floor).c_str(), "F");
+    add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
+        "N");
+    add("--reserve", a.reserve,
+        fmt::format("rows that a head may gain while decoding ({})", d.reserve).c_str(), "N");
+}
+
+}  // namespace
+
+void add_method_options(CLI::App& command, MethodArguments& arguments, bool name) {
+    if (name) {
+        command
+            .add_option("--method", arguments.method,
+                        "what decides which rows stay (see `headkv methods`)")
+            ->capture_default_str()
+            ->type_name("NAME")
+            ->group(method_group);
+    }
+    add_score_options(command, arguments);
+    add_step_options(command, arguments);
+    add_budget_options(command, arguments);
+}
+
+Result<Budget> method_budget(const MethodArguments& arguments) {
+    std::vector<std::string> given;
+    for (std::size_t i = 0; i < arguments.rows.size(); ++i) given.emplace_back("--rows");
+    for (std::size_t i = 0; i < arguments.bytes.size(); ++i) given.emplace_back("--kv-bytes");
+    for (std::size_t i = 0; i < arguments.keep.size(); ++i) given.emplace_back("--keep");
+    if (given.size() > 1) {
+        return bad_input(
+            "the budget is given twice ({} and {}): give one of --rows, --kv-bytes, --keep",
+            given[0], given[1]);
+    }
+    Budget budget;
+    if (!arguments.rows.empty()) {
+        const auto rows = parse_rows(arguments.rows[0]);
+        if (!rows) return tl::unexpected(rows.error());
+        budget = {Budget::Unit::rows, *rows};
+    } else if (!arguments.bytes.empty()) {
+        const auto bytes = parse_bytes(arguments.bytes[0]);
+        if (!bytes) return tl::unexpected(bytes.error());
+        budget = {Budget::Unit::bytes, static_cast<double>(*bytes)};
+    } else if (!arguments.keep.empty()) {
+        const auto share = parse_share(arguments.keep[0]);
+        if (!share) return tl::unexpected(share.error());
+        budget = {Budget::Unit::share, *share};
+    }
+    return budget;
+}
+
+Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe) {
+    MethodOptions options = arguments.preset == "paper" ? preset_paper() : MethodOptions();
+    const auto take = [](const auto& from, auto& to) {
+        if (from) to = *from;
+    };
+    take(arguments.window, options.window);
+    take(arguments.observe, options.observe);
+    take(arguments.kernel, options.kernel);
+    take(arguments.sinks, options.sinks);
+    take(arguments.reserve, options.reserve);
+    take(arguments.floor, options.floor);
+    // The two betas divide different things; --beta means that of the method at hand.
+    take(arguments.beta,
+         recipe.allocate == AllocateStep::pyramid ? options.pyramid_beta : options.beta);
+    take(arguments.pyramid_beta, options.pyramid_beta);
+    if (arguments.pool) {
+        const auto pool = parse_pool(*arguments.pool);
+        if (!pool) return tl::unexpected(pool.error());
+        options.pool = *pool;
+    }
+    if (arguments.group_reduce) {
+        const auto reduce = parse_group_reduce(*arguments.group_reduce);
+        if (!reduce) return tl::unexpected(reduce.error());
+        options.group_reduce = *reduce;
+    }
+    return options;
+}
+
+Result<MethodConfig> method_config(const MethodArguments& arguments, const std::string& method,
+                                   const ModelInfo& model) {
+    const auto recipe = find_recipe(method);
+    if (!recipe) return tl::unexpected(recipe.error());
+    const auto budget = method_budget(arguments);
+    if (!budget) return tl::unexpected(budget.error());
+    auto options = method_options(arguments, **recipe);
+    if (!options) return tl::unexpected(options.error());
+    auto scores = scores_of(arguments, **recipe, model);
+    if (!scores) return tl::unexpected(scores.error());
+    return MethodConfig{std::string((*recipe)->name), *budget, *options, std::move(*scores)};
+}
+
+std::vector<std::filesystem::path> score_folders() {
+    std::vector<std::filesystem::path> folders;
+    if (const char* named = std::getenv("HEADKV_SCORES"); named != nullptr && *named != '\0') {
+        folders.emplace_back(named);
+    }
+    const auto beside = executable_folder();
+    folders.emplace_back("scores");
+    folders.push_back(beside / ".." / "scores");
+    folders.push_back(beside / ".." / ".." / "scores");
+    folders.push_back(beside / ".." / "share" / "headkv" / "scores");
+    for (auto& folder : folders) folder = folder.lexically_normal();
+    return folders;
+}
+
+void add_prompt_options(CLI::App& command, PromptArguments& arguments) {
+    const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
+        return command.add_option(name, value, help)->type_name(type)->group(prompt_group);
+    };
+    auto* document =
+        add("-f,--file", arguments.document, "document (UTF-8 text; - is stdin)", "FILE");
+    auto* question = add("-q,--question", arguments.question, "question about it", "TEXT");
+    add("-p,--prompt", arguments.text, "the whole prompt, instead of a document and a question",
+        "TEXT")
+        ->excludes(document)
+        ->excludes(question);
+    auto* raw = command.add_flag("--raw", arguments.raw, "no chat template around the prompt")
+                    ->group(prompt_group);
+    command
+        .add_flag("--special", arguments.special,
+                  "with --raw: texts of control tokens in the prompt become those tokens")
+        ->needs(raw)
+        ->group(prompt_group);
+    add("--system", arguments.system, "system message (default: the model's own)", "TEXT")
+        ->excludes(raw);
+    std::string names;
+    for (const auto name : chat_template_names()) {
+        names += (names.empty() ? "" : ", ") + std::string(name);
+    }
+    const std::string help = "instead of the model's own: " + names;
+    add("--chat-template", arguments.chat_template, help.c_str(), "NAME")->excludes(raw);
+    add("--truncate", arguments.truncate,
+        "middle: take out the middle of a prompt that is longer than the context", "HOW")
+        ->check(CLI::IsMember({"middle"}));
+}
+
+Result<PromptText> read_prompt(const PromptArguments& arguments) {
+    PromptText text{.document = arguments.text, .question = arguments.question};
+    if (!arguments.document.empty()) {
+        auto document = read_document(arguments.document);
+        if (!document) return tl::unexpected(document.error());
+        text.document = std::move(*document);
+    }
+    const std::pair<std::string_view, std::string_view> parts[] = {
+        {arguments.text, "the prompt (-p)"},
+        {arguments.question, "the question (-q)"},
+        {arguments.system, "the system message (--system)"}};
+    for (const auto& [part, what] : parts) {
+        if (auto checked = check_text(part, what); !checked) {
+            return tl::unexpected(checked.error());
+        }
+    }
+    if (text.document.empty() && text.question.empty()) {
+        return bad_input("there is no prompt: give -f DOCUMENT and -q QUESTION, or -p TEXT");
+    }
+    return text;
+}
+
+Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& arguments,
+                                                    const Model& model) {
+    if (arguments.raw) return std::nullopt;
+    auto found = arguments.chat_template.empty()
+                     ? chat_template_detect(model.tokenizer().chat_template())
+                     : chat_template_by_name(arguments.chat_template);
+    if (found) return *found;
+    if (arguments.chat_template.empty()) {
+        found.error().message += "; --raw goes without a template";
+    }
+    return tl::unexpected(found.error());
+}
+
+Result<std::vector<Token>> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
+                                         const Model& model, std::int64_t reserve) {
+    const auto chat = prompt_template(arguments, model);
+    if (!chat) return tl::unexpected(chat.error());
+    const bool plain = arguments.raw && arguments.special && text.question.empty();
+    auto tokens =
+        plain ? Result<std::vector<Token>>(model.tokenizer().encode(text.document, true))
+              : question_prompt(model, text.document, text.question, *chat, arguments.system);
+    if (!tokens) return tokens;
+    const auto size = static_cast<std::int64_t>(tokens->size());
+    const std::int64_t context = model.info().context;
+    if (context <= 0 || size <= context) return tokens;
+    if (arguments.truncate.empty()) {
+        return bad_input(
+            "the prompt has {} tokens, {} more than the model's context of {}: shorten it, add "
+            "--truncate middle, or use a GGUF whose metadata enlarges the context (rope scaling)",
+            size, size - context, context);
+    }
+    const std::int64_t limit = std::max<std::int64_t>(context - reserve, context / 2);
+    note(fmt::format("{} tokens from the middle of the prompt are left out", size - limit));
+    return truncate_middle(*tokens, limit);
+}
+
+}  // namespace headkv::cli

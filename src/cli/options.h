@@ -1,0 +1,67 @@
+// Groups of options that several subcommands share, and what is made of them.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/common.h"
+#include "headkv/chat.h"
+#include "headkv/method.h"
+#include "headkv/model.h"
+
+namespace headkv::cli {
+
+struct ModelArguments {
+    std::string path;  // -m, required
+    LoadOptions load;  // --device, -t
+};
+void add_model_options(CLI::App& command, ModelArguments& arguments);
+Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments);
+// The model's own name, or the file's where it has none.
+std::string model_title(const ModelInfo& info);
+
+struct MethodArguments {
+    std::string method = "headkv-r2";
+    // Budgets as written: exactly one may be given, once.
+    std::vector<std::string> rows, bytes, keep;
+    std::vector<std::string> heads;  // --heads FILE
+    bool force_scores = false;
+    std::string preset;  // "paper" or empty
+    std::optional<std::int64_t> window, observe, kernel, sinks, reserve;
+    std::optional<std::string> pool, group_reduce;
+    std::optional<double> beta, pyramid_beta, floor;
+};
+// `name`: with --method. Without, the subcommand brings its own list of methods.
+void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);
+// What can be checked without a model: budget given once, well-formed, known names.
+Result<Budget> method_budget(const MethodArguments& arguments);
+Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);
+// Everything of one method; loads the head scores that it needs (--heads, or by fingerprint).
+Result<MethodConfig> method_config(const MethodArguments& arguments, const std::string& method,
+                                   const ModelInfo& model);
+// Folders where scores of known models are looked for, best first.
+std::vector<std::filesystem::path> score_folders();
+
+struct PromptArguments {
+    std::string document, question, text;  // -f, -q, -p
+    bool raw = false, special = false;
+    std::string system, chat_template, truncate;
+};
+void add_prompt_options(CLI::App& command, PromptArguments& arguments);
+
+// The texts read and checked; no model needed yet.
+struct PromptText {
+    std::string document, question;
+};
+Result<PromptText> read_prompt(const PromptArguments& arguments);
+// Nothing with --raw; else --chat-template, or what the model brings.
+Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& arguments,
+                                                    const Model& model);
+// Ids of the prompt, cut to the context where --truncate asks for it, leaving `reserve` tokens for
+// the answer. Error (bad_input): longer than the context; says by how much and what to do.
+Result<std::vector<Token>> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
+                                         const Model& model, std::int64_t reserve);
+
+}  // namespace headkv::cli

@@ -1,0 +1,356 @@
+#include "engine/attention_ops.h"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace headkv {
+
+namespace {
+
+using kernels::HeadDims;
+using kernels::Rows;
+using kernels::SoftmaxState;
+
+constexpr std::int64_t kRowBlock = 512;    // cached rows of one decode unit
+constexpr std::int64_t kTileQueries = 24;  // from here on, tiles beat row-by-row
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+float* floats(ggml_tensor* tensor) { return static_cast<float*>(tensor->data); }
+
+// Scratch of one thread; grows to what its largest unit needs and stays.
+float* scratch(std::size_t count) {
+    thread_local std::vector<float> memory;
+    if (memory.size() < count) memory.resize(count);
+    return memory.data();
+}
+
+// The scaled queries of `count` tokens from `first` for one KV head: [count * group][dim_k].
+void gather_queries(const AttentionShape& shape, const float* q, std::int64_t first,
+                    std::int64_t count, std::int64_t head, float* to) {
+    const auto width = shape.heads.group() * shape.dim_k;
+    for (std::int64_t token = 0; token < count; ++token) {
+        const float* from =
+            q + ((first + token) * shape.heads.query_heads * shape.dim_k) + head * width;
+        for (std::int64_t i = 0; i < width; ++i) to[token * width + i] = from[i] * shape.scale;
+    }
+}
+
+void start_state(SoftmaxState state, std::int64_t queries, std::int64_t stride) {
+    std::fill_n(state.max, queries, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.sum, queries, 0.0F);
+    std::fill_n(state.out, queries * stride, 0.0F);
+}
+
+// Divides and writes the heads of one group where the output wants them.
+void write_output(const AttentionShape& shape, const SoftmaxState& state, std::int64_t stride,
+                  std::int64_t first, std::int64_t count, std::int64_t head, float* out) {
+    const auto group = shape.heads.group();
+    for (std::int64_t token = 0; token < count; ++token) {
+        for (std::int64_t g = 0; g < group; ++g) {
+            const auto query = token * group + g;
+            const float factor = 1 / state.sum[query];
+            const float* from = state.out + query * stride;
+            float* to =
+                out + ((first + token) * shape.heads.query_heads + head * group + g) * shape.dim_v;
+            for (std::int64_t i = 0; i < shape.dim_v; ++i) to[i] = from[i] * factor;
+        }
+    }
+}
+
+}  // namespace
+
+// --- prefill
+// ---------------------------------------------------------------------------------------
+
+namespace {
+
+void compute_prefill(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<PrefillAttention*>(data);
+    const auto& shape = plan.shape;
+    const auto& kernel = kernels::best();
+    const HeadDims dims{shape.dim_k, shape.dim_v};
+    const auto group = shape.heads.group();
+    const auto block = std::max<std::int64_t>(1, kernels::kMostQueries / group);
+    const auto tokens = out->src[0]->ne[2];
+    const auto blocks = (tokens + block - 1) / block;
+    const auto units = blocks * shape.heads.kv_heads;
+    const auto stride = kernel.padded_dim(shape.dim_v);
+    const auto most = block * group;
+    const auto needed =
+        most * shape.dim_k + most * 2 + most * stride + kernel.tile_work_floats(dims);
+    float* memory = scratch(size(needed));
+    float* queries = memory;
+    const SoftmaxState state{queries + most * shape.dim_k, queries + most * (shape.dim_k + 1),
+                             queries + most * (shape.dim_k + 2)};
+    float* work = state.out + most * stride;
+    std::vector<std::int64_t> visible(size(most));
+
+    // The last tokens see the most keys: they go first, so that no thread is left with a long unit.
+    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
+        const auto first = (blocks - 1 - unit / shape.heads.kv_heads) * block;
+        const auto head = unit % shape.heads.kv_heads;
+        const auto count = std::min(block, tokens - first);
+        gather_queries(shape, floats(out->src[0]), first, count, head, queries);
+        for (std::int64_t i = 0; i < count * group; ++i) {
+            visible[size(i)] = plan.position + first + i / group + 1;
+        }
+        start_state(state, count * group, stride);
+        // More query heads a group than a tile takes: one token in several calls.
+        for (std::int64_t q = 0; q < count * group; q += kernels::kMostQueries) {
+            const auto some = std::min(kernels::kMostQueries, count * group - q);
+            const Rows rows{plan.rows.keys.data() + head * plan.rows.tokens * shape.dim_k,
+                            plan.rows.values.data() + head * plan.rows.tokens * shape.dim_v,
+                            plan.rows.tokens};
+            kernel.attend_tiles(queries + q * shape.dim_k, some, visible.data() + q, rows, dims,
+                                {state.max + q, state.sum + q, state.out + q * stride}, work);
+        }
+        write_output(shape, state, stride, first, count, head, floats(out));
+    }
+}
+
+void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<Observation*>(data);
+    const auto& shape = plan.shape;
+    const auto& kernel = kernels::best();
+    const auto tokens = plan.rows.tokens;
+    const auto width = shape.heads.query_heads * shape.dim_k;
+    float* queries = scratch(size(plan.count * (shape.dim_k + tokens)));
+    float* scores = queries + plan.count * shape.dim_k;
+    for (auto head = plan.next.fetch_add(1); head < shape.heads.query_heads;
+         head = plan.next.fetch_add(1)) {
+        for (std::int64_t i = 0; i < plan.count; ++i) {
+            const float* from = plan.queries + i * width + head * shape.dim_k;
+            for (std::int64_t d = 0; d < shape.dim_k; ++d) {
+                queries[i * shape.dim_k + d] = from[d] * shape.scale;
+            }
+        }
+        const auto* keys =
+            plan.rows.keys.data() + head / shape.heads.group() * tokens * shape.dim_k;
+        kernel.dot_rows(queries, plan.count, keys, tokens, shape.dim_k, scores, tokens);
+        float* mean = floats(out) + head * tokens;
+        std::fill_n(mean, tokens, 0.0F);
+        for (std::int64_t i = 0; i < plan.count; ++i) {
+            const auto seen = tokens - plan.count + i + 1;
+            kernel.softmax(scores + i * tokens, seen);
+            for (std::int64_t j = 0; j < seen; ++j) mean[j] += scores[i * tokens + j];
+        }
+        const float factor = 1.0F / static_cast<float>(plan.count);
+        for (std::int64_t j = 0; j < tokens; ++j) mean[j] *= factor;
+    }
+}
+
+}  // namespace
+
+ggml_tensor* prefill_attention(ggml_context* context, ggml_tensor* q, std::span<ggml_tensor*> after,
+                               PrefillAttention& plan) {
+    std::array<ggml_tensor*, 4> sources{q};
+    assert(after.size() < sources.size());
+    std::copy(after.begin(), after.end(), sources.begin() + 1);
+    return ggml_custom_4d(context, GGML_TYPE_F32, plan.shape.dim_v * plan.shape.heads.query_heads,
+                          q->ne[2], 1, 1, sources.data(), static_cast<int>(1 + after.size()),
+                          compute_prefill, GGML_N_TASKS_MAX, &plan);
+}
+
+ggml_tensor* observe(ggml_context* context, Observation& plan) {
+    return ggml_custom_4d(context, GGML_TYPE_F32, plan.rows.tokens, plan.shape.heads.query_heads, 1,
+                          1, nullptr, 0, compute_observation, GGML_N_TASKS_MAX, &plan);
+}
+
+// --- decode
+// ----------------------------------------------------------------------------------------
+
+QueryLog::QueryLog(std::int64_t layer_count, std::int64_t query_width, std::int64_t tokens)
+    : capacity(tokens),
+      layers(layer_count),
+      width(query_width),
+      data(size(tokens * layer_count * query_width)) {}
+
+float* QueryLog::at(std::int64_t token, std::int64_t layer) {
+    return data.data() + (token % capacity * layers + layer) * width;
+}
+
+const float* QueryLog::at(std::int64_t token, std::int64_t layer) const {
+    return data.data() + (token % capacity * layers + layer) * width;
+}
+
+void QueryLog::resize(std::int64_t tokens) {
+    QueryLog other(layers, width, tokens);
+    const auto kept = std::min(recorded(), tokens);
+    for (std::int64_t i = 0; i < kept; ++i) {
+        std::memcpy(other.at(i, 0), at(written - kept + i, 0),
+                    size(layers * width) * sizeof(float));
+    }
+    other.written = kept;
+    *this = std::move(other);
+}
+
+void DecodeAttention::prepare(std::span<const Slot> slots, std::int64_t layers) {
+    slots_.assign(slots.begin(), slots.end());
+    while (layers_.size() < size(layers)) layers_.push_back(std::make_unique<Layer>());
+    const auto joins = slots.size() * size(shape_.heads.kv_heads * layers);
+    if (joins > joins_) {
+        left_ = std::make_unique<std::atomic<std::int64_t>[]>(joins);
+        joins_ = joins;
+    }
+    const auto stride = kernels::best().padded_dim(shape_.dim_v) + 2;  // out, max, sum
+    std::int64_t most_states = 0;
+    std::int64_t join = 0;
+    for (std::int64_t index = 0; index < layers; ++index) {
+        auto& layer = *layers_[size(index)];
+        layer.next.store(0, std::memory_order_relaxed);
+        layer.units.clear();
+        std::int64_t states = 0;  // layers run one after the other and share the memory
+        for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+            const auto queries = slots[slot].count * shape_.heads.group();
+            for (std::int64_t head = 0; head < shape_.heads.kv_heads; ++head) {
+                const auto rows = slots[slot].cache->head(index, head).count;
+                const auto parts = std::max<std::int64_t>(1, (rows + kRowBlock - 1) / kRowBlock);
+                left_[size(join)].store(parts, std::memory_order_relaxed);
+                for (std::int64_t part = 0; part < parts; ++part) {
+                    layer.units.push_back({static_cast<std::int64_t>(slot), head, part * kRowBlock,
+                                           std::min(rows, (part + 1) * kRowBlock),
+                                           part + 1 == parts, parts, join,
+                                           parts == 1 ? -1 : states});
+                    if (parts > 1) states += queries * stride;
+                }
+                ++join;
+            }
+        }
+        most_states = std::max(most_states, states);
+    }
+    if (states_.size() < size(most_states)) states_.resize(size(most_states));
+}
+
+ggml_tensor* DecodeAttention::attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
+                                     ggml_tensor* v, std::int64_t layer) {
+    // One node a layer serves every graph of this engine.
+    while (nodes_.size() <= size(layer)) {
+        nodes_.push_back(std::make_unique<Node>(Node{this, static_cast<std::int64_t>(nodes_.size())}));
+    }
+    std::array<ggml_tensor*, 3> sources{q, k, v};
+    return ggml_custom_4d(context, GGML_TYPE_F32, shape_.dim_v * shape_.heads.query_heads, q->ne[2],
+                          1, 1, sources.data(), 3, compute, GGML_N_TASKS_MAX, nodes_[size(layer)].get());
+}
+
+void DecodeAttention::compute(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    const auto& node = *static_cast<Node*>(data);
+    auto& layer = *node.plan->layers_[size(node.layer)];
+    const auto units = static_cast<std::int64_t>(layer.units.size());
+    for (auto i = layer.next.fetch_add(1); i < units; i = layer.next.fetch_add(1)) {
+        node.plan->run_unit(layer.units[size(i)], node.layer, out);
+    }
+}
+
+void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor* out) {
+    const auto& slot = slots_[size(unit.slot)];
+    const auto& kernel = kernels::best();
+    const HeadDims dims{shape_.dim_k, shape_.dim_v};
+    const auto group = shape_.heads.group();
+    const auto queries = slot.count * group;
+    const bool tiles = queries >= kTileQueries;
+    // Row-by-row and tiled results must have one stride to be joined.
+    const auto padded = kernel.padded_dim(shape_.dim_v);
+    const auto stride = unit.state >= 0 || tiles ? padded : shape_.dim_v;
+    const bool use_tiles = tiles || stride != shape_.dim_v;
+    const auto work_size = kernel.tile_work_floats(dims);
+    float* memory = scratch(size(queries * (shape_.dim_k + padded + 2) + work_size));
+    float* q = memory;
+    float* work = q + queries * shape_.dim_k;
+    float* own = work + work_size;
+    float* base = unit.state >= 0 ? states_.data() + unit.state : own;
+    const SoftmaxState state{base, base + queries, base + 2 * queries};
+    gather_queries(shape_, floats(out->src[0]), slot.first, slot.count, unit.head, q);
+    start_state(state, queries, stride);
+
+    const auto rows = slot.cache->head(layer, unit.head);
+    thread_local std::vector<std::int64_t> visible;
+    visible.resize(size(queries));
+    const auto attend = [&](Rows part, bool causal) {
+        if (part.count == 0) return;
+        if (!use_tiles) {
+            for (std::int64_t token = 0; token < (causal ? slot.count : 1); ++token) {
+                const auto seen = causal ? token + 1 : part.count;
+                const auto first = causal ? token * group : 0;
+                kernel.attend_rows(
+                    q + first * shape_.dim_k, causal ? group : queries,
+                    {part.keys, part.values, seen}, dims,
+                    {state.max + first, state.sum + first, state.out + first * stride});
+            }
+            return;
+        }
+        for (std::int64_t i = 0; i < queries; ++i) {
+            visible[size(i)] = causal ? i / group + 1 : part.count;
+        }
+        for (std::int64_t i = 0; i < queries; i += kernels::kMostQueries) {
+            kernel.attend_tiles(q + i * shape_.dim_k, std::min(kernels::kMostQueries, queries - i),
+                                visible.data() + i, part, dims,
+                                {state.max + i, state.sum + i, state.out + i * stride}, work);
+        }
+    };
+    attend({rows.keys + unit.begin * shape_.dim_k, rows.values + unit.begin * shape_.dim_v,
+            unit.end - unit.begin},
+           false);
+    if (unit.tail) {
+        auto* keys = rows.keys + rows.count * shape_.dim_k;
+        auto* values = rows.values + rows.count * shape_.dim_v;
+        const auto* new_keys = floats(out->src[1]) + unit.head * shape_.dim_k;
+        const auto* new_values = floats(out->src[2]) + unit.head * shape_.dim_v;
+        for (std::int64_t t = 0; t < slot.count; ++t) {
+            const auto token = (slot.first + t) * shape_.heads.kv_heads;
+            kernel.to_half(new_keys + token * shape_.dim_k, keys + t * shape_.dim_k, shape_.dim_k);
+            kernel.to_half(new_values + token * shape_.dim_v, values + t * shape_.dim_v,
+                           shape_.dim_v);
+        }
+        attend({keys, values, slot.count}, true);
+        if (slot.log != nullptr) {
+            const auto width = group * shape_.dim_k;
+            const auto skip = std::max<std::int64_t>(0, slot.count - slot.log->capacity);
+            for (std::int64_t t = skip; t < slot.count; ++t) {
+                std::memcpy(slot.log->at(slot.log->written + t, layer) + unit.head * width,
+                            floats(out->src[0]) +
+                                (slot.first + t) * shape_.heads.query_heads * shape_.dim_k +
+                                unit.head * width,
+                            size(width) * sizeof(float));
+            }
+        }
+    }
+    if (unit.state < 0) {
+        write_output(shape_, state, stride, slot.first, slot.count, unit.head, floats(out));
+    } else if (left_[size(unit.join)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        join(unit, layer, out);
+    }
+}
+
+// Joins the partial results of one (slot, head): the parts lie one after the other.
+void DecodeAttention::join(const Unit& last, std::int64_t layer, ggml_tensor* out) {
+    const auto& slot = slots_[size(last.slot)];
+    const auto stride = kernels::best().padded_dim(shape_.dim_v);
+    const auto queries = slot.count * shape_.heads.group();
+    const auto part_size = queries * (stride + 2);
+    const auto& units = layers_[size(layer)]->units;
+    const auto first = std::find_if(units.begin(), units.end(),
+                                    [&](const Unit& unit) { return unit.join == last.join; });
+    float* base = states_.data() + first->state;
+    const SoftmaxState total{base, base + queries, base + 2 * queries};
+    for (std::int64_t part = 1; part < last.parts; ++part) {
+        const float* other = base + part * part_size;
+        for (std::int64_t q = 0; q < queries; ++q) {
+            const float top = std::max(total.max[q], other[q]);
+            const float mine = std::exp(total.max[q] - top);
+            const float theirs = std::exp(other[q] - top);
+            total.max[q] = top;
+            total.sum[q] = total.sum[q] * mine + other[queries + q] * theirs;
+            const float* values = other + 2 * queries + q * stride;
+            float* sum = total.out + q * stride;
+            for (std::int64_t i = 0; i < stride; ++i) sum[i] = sum[i] * mine + values[i] * theirs;
+        }
+    }
+    write_output(shape_, total, stride, slot.first, slot.count, last.head, floats(out));
+}
+
+}  // namespace headkv

@@ -1,0 +1,41 @@
+// A ggml backend with its threads, and small owners of ggml objects.
+#pragma once
+
+#include <ggml-backend.h>
+#include <ggml-cpp.h>
+#include <ggml-cpu.h>
+#include <ggml.h>
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+#include "headkv/error.h"
+#include "model/model_impl.h"
+
+namespace headkv {
+
+class Compute {
+public:
+    // Error (failure): the backend or its threads cannot be started.
+    static Result<std::unique_ptr<Compute>> create(const Model& model);
+
+    ggml_backend_t backend() const { return backend_.get(); }
+    int threads() const { return threads_; }
+    // Error (failure): the backend reports one (out of memory, device lost).
+    Result<void> run(ggml_cgraph* graph) const;
+
+private:
+    Compute() = default;
+    struct FreePool {
+        void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
+    };
+    std::unique_ptr<std::remove_pointer_t<ggml_threadpool_t>, FreePool> pool_;
+    ggml_backend_ptr backend_;  // ends before its threads
+    int threads_ = 1;
+};
+
+// Descriptions of tensors without data: `tensors` of them and a graph of as many nodes.
+ggml_context_ptr make_context(std::int64_t tensors);
+
+}  // namespace headkv

@@ -1,0 +1,518 @@
+#include "headkv/engine.h"
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <cmath>
+#include <list>
+#include <map>
+#include <new>
+#include <numeric>
+
+#include "engine/prefill.h"
+
+namespace headkv {
+
+namespace {
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+double now_ms() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+struct Sequence {
+    PrefillTarget state;
+    std::int64_t prompt_tokens = 0;
+    std::int64_t tokens = 0;
+    std::int64_t plan_bytes = 0;
+    std::vector<std::int64_t> kept;  // [layers][heads] rows kept of the prompt
+};
+
+// The graph of a step with a given number of tokens and wanted logits; built once, run many times.
+struct StepGraph {
+    std::int64_t tokens = 0, outputs = 0;
+    ggml_context_ptr inputs_context, context;
+    ggml_backend_buffer_ptr inputs_buffer;
+    ggml_gallocr_ptr allocator;
+    ggml_cgraph* graph = nullptr;
+    ggml_tensor* ids = nullptr;        // i32 [tokens]
+    ggml_tensor* positions = nullptr;  // i32 [tokens]
+    ggml_tensor* rows = nullptr;       // i32 [outputs], null if every token has logits
+    ggml_tensor* logits = nullptr;     // f32 [vocabulary, outputs], null if none is wanted
+};
+
+constexpr std::size_t kMostGraphs = 8;
+constexpr std::int64_t kNodesPerLayer = 48;
+
+}  // namespace
+
+struct Engine::Impl {
+    std::shared_ptr<const Model> model;
+    EngineOptions options;
+    std::unique_ptr<Compute> compute;
+    AttentionShape shape;
+    DecodeAttention attention{{}};
+    std::map<SequenceId, Sequence> sequences;
+    SequenceId next_id = 1;
+    std::list<StepGraph> graphs;         // most recently used first
+    std::vector<float> logits;           // [outputs][vocabulary] of the last decode
+    std::vector<std::int64_t> logit_of;  // [inputs] row in `logits`, -1 if not wanted
+
+    const Model::Impl& weights() const { return model->impl(); }
+    Result<void> check_tokens(std::span<const Token> tokens) const;
+    Result<void> check_prompt(std::span<const Token> prompt) const;
+    Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs);
+    Result<void> make_room(Sequence& sequence);
+    void reselect(Sequence& sequence);
+    std::vector<std::vector<float>> observed(const Sequence& sequence, std::int64_t layer,
+                                             std::int64_t queries) const;
+    struct Item {
+        std::size_t input;
+        Sequence* sequence;
+    };
+    Result<void> run_step(std::span<const DecodeInput> inputs, std::span<const Item> items);
+};
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
+                                               const EngineOptions& options) {
+    if (options.chunk < 1) return bad_input("a chunk of {} tokens: give 1 or more", options.chunk);
+    auto compute = Compute::create(*model);
+    if (!compute) return tl::unexpected(compute.error());
+    auto impl = std::make_unique<Impl>();
+    const auto& hyper = model->impl().hyper;
+    impl->shape = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
+                   1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
+    impl->attention = DecodeAttention(impl->shape);
+    impl->model = std::move(model);
+    impl->options = options;
+    impl->compute = std::move(*compute);
+    return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+const Model& Engine::model() const { return *impl_->model; }
+
+// --- prefill
+// ---------------------------------------------------------------------------------------
+
+Result<void> Engine::Impl::check_tokens(std::span<const Token> tokens) const {
+    const auto vocabulary = model->info().vocabulary;
+    for (const auto token : tokens) {
+        if (token < 0 || token >= vocabulary) {
+            return bad_input("token {} is outside the vocabulary of {}", token, vocabulary);
+        }
+    }
+    return {};
+}
+
+Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
+    const auto length = static_cast<std::int64_t>(prompt.size());
+    const auto context = model->info().context;
+    if (length == 0) return bad_input("the prompt is empty");
+    if (length > context) {
+        return bad_input(
+            "the prompt has {} tokens, {} more than the model's context of {}; shorten it with "
+            "--truncate middle, or use a model with rope scaling (YaRN) in its metadata",
+            length, length - context, context);
+    }
+    return check_tokens(prompt);
+}
+
+Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
+                                      std::span<const MethodConfig> configs,
+                                      const PrefillOptions& options) {
+    const auto start = now_ms();
+    auto& self = *impl_;
+    if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
+    if (configs.empty()) return bad_input("a prefill needs at least one method");
+    const auto& hyper = self.weights().hyper;
+    const auto length = static_cast<std::int64_t>(prompt.size());
+    const CacheShape cache_shape{hyper.shape.layers, hyper.shape.kv_heads, hyper.head_dim_k,
+                                 hyper.head_dim_v};
+    std::vector<PrefillTarget> targets;
+    for (const auto& config : configs) {
+        auto method = Method::create(config, hyper.shape, length, self.model->info().row_bytes);
+        if (!method) return tl::unexpected(method.error());
+        const bool grows = method->recipe().allocate == AllocateStep::all;
+        const auto reserve = grows ? std::max<std::int64_t>(1, options.expected_new_tokens)
+                                   : std::max<std::int64_t>(1, config.options.reserve);
+        targets.push_back(
+            {std::move(*method), reserve, SequenceCache(cache_shape),
+             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1)});
+    }
+    auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
+                                   {self.options.chunk, false});
+    if (!prefill) return tl::unexpected(prefill.error());
+    for (bool done = false; !done;) {
+        const auto layer = (*prefill)->layer();
+        auto step = (*prefill)->step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+        if (options.progress && (*prefill)->layer() != layer &&
+            !options.progress((*prefill)->layer(), hyper.shape.layers)) {
+            return tl::unexpected(
+                Error{ErrorKind::interrupted, "interrupted while reading the prompt"});
+        }
+    }
+    PrefillResult result;
+    auto logits = (*prefill)->logits(length - 1, 1);
+    if (!logits) return tl::unexpected(logits.error());
+    result.logits = std::move(*logits);
+    result.compress_ms = (*prefill)->compress_ms();
+    result.scratch_bytes = (*prefill)->scratch_bytes();
+    for (auto& target : (*prefill)->targets()) {
+        Sequence sequence{std::move(target), length, length, 0, {}};
+        sequence.plan_bytes = sequence.state.cache.held_bytes();
+        for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
+            for (std::int64_t head = 0; head < hyper.shape.kv_heads; ++head) {
+                sequence.kept.push_back(sequence.state.cache.head(layer, head).count);
+            }
+        }
+        result.sequences.push_back(self.next_id);
+        self.sequences.emplace(self.next_id++, std::move(sequence));
+    }
+    result.prefill_ms = now_ms() - start;
+    return result;
+}
+
+Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text,
+                                                     const Progress& progress) {
+    auto& self = *impl_;
+    if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
+    auto prefill =
+        Prefill::create(*self.compute, *self.model, text, {}, {self.options.chunk, true});
+    if (!prefill) return tl::unexpected(prefill.error());
+    const auto layers = self.weights().hyper.shape.layers;
+    for (bool done = false; !done;) {
+        const auto layer = (*prefill)->layer();
+        auto step = (*prefill)->step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+        if (progress && (*prefill)->layer() != layer && !progress((*prefill)->layer(), layers)) {
+            return tl::unexpected(
+                Error{ErrorKind::interrupted, "interrupted while reading the text"});
+        }
+    }
+    const auto vocabulary = self.model->info().vocabulary;
+    const auto count = static_cast<std::int64_t>(text.size()) - 1;
+    std::vector<float> result;
+    constexpr std::int64_t kAtOnce = 32;  // bounds the logits held: 32 x 152k x 4 bytes = 19 MB
+    for (std::int64_t first = 0; first < count; first += kAtOnce) {
+        const auto some = std::min(kAtOnce, count - first);
+        const auto logits = (*prefill)->logits(first, some);
+        if (!logits) return tl::unexpected(logits.error());
+        for (std::int64_t i = 0; i < some; ++i) {
+            const std::span<const float> row(logits->data() + i * vocabulary, size(vocabulary));
+            const double top = *std::max_element(row.begin(), row.end());
+            double sum = 0;
+            for (const float value : row) sum += std::exp(static_cast<double>(value) - top);
+            const auto target = row[size(text[size(first + i + 1)])];
+            result.push_back(static_cast<float>(target - top - std::log(sum)));
+        }
+    }
+    return result;
+}
+
+// --- decode
+// ----------------------------------------------------------------------------------------
+
+Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t outputs) {
+    for (auto it = graphs.begin(); it != graphs.end(); ++it) {
+        if (it->tokens == tokens && it->outputs == outputs) {
+            graphs.splice(graphs.begin(), graphs, it);
+            return &graphs.front();
+        }
+    }
+    const auto& hyper = weights().hyper;
+    StepGraph step;
+    step.tokens = tokens;
+    step.outputs = outputs;
+    step.inputs_context = make_context(4);
+    auto* inputs = step.inputs_context.get();
+    step.ids = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, tokens);
+    step.positions = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, tokens);
+    if (outputs > 0 && outputs < tokens)
+        step.rows = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, outputs);
+    step.inputs_buffer.reset(ggml_backend_alloc_ctx_tensors(inputs, compute->backend()));
+
+    const auto nodes = kNodesPerLayer * (hyper.shape.layers + 1);
+    step.context = make_context(nodes);
+    auto* c = step.context.get();
+    const GraphBuilder build{c, hyper, weights().weights, nullptr};
+    step.graph = ggml_new_graph_custom(c, size(nodes), false);
+    auto* x = build.embed(step.ids);
+    for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
+        const auto& layer_weights = weights().weights.layers[size(layer)];
+        const auto part = build.project(layer_weights, x, step.positions);
+        x = build.finish_layer(layer_weights, x,
+                               attention.attend(c, part.q, part.k, part.v, layer));
+    }
+    if (step.rows != nullptr) x = ggml_get_rows(c, x, step.rows);
+    if (outputs > 0) x = step.logits = build.logits(x);
+    ggml_build_forward_expand(step.graph, x);
+    step.allocator.reset(
+        ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute->backend())));
+    if (!step.inputs_buffer || !ggml_gallocr_alloc_graph(step.allocator.get(), step.graph)) {
+        return failure("not enough memory to decode {} tokens at once", tokens);
+    }
+    graphs.push_front(std::move(step));
+    if (graphs.size() > kMostGraphs) graphs.pop_back();
+    return &graphs.front();
+}
+
+// Attention of the last recorded queries over the rows held, per query head; softmax per query,
+// causal among the newest rows, mean over the queries. [query_heads][rows of its head]
+std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence, std::int64_t layer,
+                                                       std::int64_t queries) const {
+    const auto& kernel = kernels::best();
+    const auto& log = sequence.state.log;
+    std::vector<std::vector<float>> result;
+    std::vector<float> q(size(shape.dim_k)), scores;
+    for (std::int64_t head = 0; head < shape.heads.query_heads; ++head) {
+        const auto rows = sequence.state.cache.head(layer, head / shape.heads.group());
+        const auto count = std::min({queries, log.recorded(), rows.count});
+        std::vector<float> mean(size(rows.count), 0.0F);
+        scores.resize(size(rows.count));
+        for (std::int64_t i = 0; i < count; ++i) {
+            const float* from = log.at(log.written - count + i, layer) + head * shape.dim_k;
+            for (std::int64_t d = 0; d < shape.dim_k; ++d) q[size(d)] = from[d] * shape.scale;
+            const auto seen = rows.count - count + i + 1;
+            kernel.dot_rows(q.data(), 1, rows.keys, seen, shape.dim_k, scores.data(), seen);
+            kernel.softmax(scores.data(), seen);
+            for (std::int64_t j = 0; j < seen; ++j) mean[size(j)] += scores[size(j)];
+        }
+        for (auto& value : mean) value /= static_cast<float>(std::max<std::int64_t>(1, count));
+        result.push_back(std::move(mean));
+    }
+    return result;
+}
+
+// Cuts every head back to what the method allows it, by the same score and selection as the prompt.
+void Engine::Impl::reselect(Sequence& sequence) {
+    auto& state = sequence.state;
+    const auto heads = shape.heads.kv_heads;
+    const auto group = shape.heads.group();
+    for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
+        std::vector<std::vector<float>> attention_of;
+        if (state.method.observe() > 0)
+            attention_of = observed(sequence, layer, state.method.observe());
+        for (std::int64_t head = 0; head < heads; ++head) {
+            const auto count = state.cache.head(layer, head).count;
+            const auto bound =
+                state.method.bound(layer, head, sequence.kept[size(layer * heads + head)]);
+            if (count <= bound) continue;
+            std::vector<float> flat;  // [group][count]
+            if (!attention_of.empty()) {
+                for (std::int64_t g = 0; g < group; ++g) {
+                    const auto& part = attention_of[size(head * group + g)];
+                    flat.insert(flat.end(), part.begin(), part.end());
+                }
+            }
+            state.cache.keep(layer, head, state.method.keep_head(flat, count, bound));
+        }
+    }
+}
+
+Result<void> Engine::Impl::make_room(Sequence& sequence) {
+    auto& state = sequence.state;
+    if (state.method.recipe().allocate == AllocateStep::all) {
+        // A full cache grows by an eighth: few copies, little waste.
+        return state.cache.grow(std::max<std::int64_t>(256, sequence.tokens / 8));
+    }
+    reselect(sequence);
+    state.log.resize(1);
+    // Heads below their bound (a short prompt) have dropped nothing: they get more memory instead.
+    return state.cache.room() > 0 ? Result<void>{} : state.cache.grow(state.reserve);
+}
+
+Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
+                                    std::span<const Item> items) {
+    std::vector<std::int32_t> ids, positions, rows;
+    std::vector<DecodeAttention::Slot> slots;
+    std::int64_t outputs = 0;
+    for (const auto& item : items) {
+        auto& sequence = *item.sequence;
+        if (slots.empty() || slots.back().cache != &sequence.state.cache) {
+            slots.push_back({&sequence.state.cache, &sequence.state.log,
+                             static_cast<std::int64_t>(ids.size()), 0});
+        }
+        positions.push_back(static_cast<std::int32_t>(sequence.tokens + slots.back().count));
+        ++slots.back().count;
+        if (inputs[item.input].want_logits) {
+            rows.push_back(static_cast<std::int32_t>(ids.size()));
+            logit_of[item.input] =
+                static_cast<std::int64_t>(logits.size()) / model->info().vocabulary + outputs;
+            ++outputs;
+        }
+        ids.push_back(inputs[item.input].token);
+    }
+    const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs);
+    if (!graph) return tl::unexpected(graph.error());
+    auto& step = **graph;
+    ggml_backend_tensor_set(step.ids, ids.data(), 0, ggml_nbytes(step.ids));
+    ggml_backend_tensor_set(step.positions, positions.data(), 0, ggml_nbytes(step.positions));
+    if (step.rows != nullptr)
+        ggml_backend_tensor_set(step.rows, rows.data(), 0, ggml_nbytes(step.rows));
+    attention.prepare(slots, shape.heads.layers);
+    if (auto done = compute->run(step.graph); !done) return done;
+    for (std::size_t i = 0, slot = 0; i < items.size(); i += size(slots[slot++].count)) {
+        auto& sequence = *items[i].sequence;
+        const auto count = slots[slot].count;
+        sequence.state.cache.append(sequence.tokens, count);
+        sequence.state.log.written += count;
+        sequence.tokens += count;
+    }
+    if (outputs > 0) {
+        const auto before = logits.size();
+        logits.resize(before + size(outputs * model->info().vocabulary));
+        ggml_backend_tensor_get(step.logits, logits.data() + before, 0, ggml_nbytes(step.logits));
+    }
+    return {};
+}
+
+Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
+    auto& self = *impl_;
+    const auto context = self.model->info().context;
+    std::map<SequenceId, std::vector<std::size_t>> queue;  // inputs of each sequence, in order
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const auto found = self.sequences.find(inputs[i].sequence);
+        if (found == self.sequences.end()) return bad_input("no sequence {}", inputs[i].sequence);
+        const Token token = inputs[i].token;
+        if (auto checked = self.check_tokens({&token, 1}); !checked) return checked;
+        queue[inputs[i].sequence].push_back(i);
+    }
+    for (const auto& [id, waiting] : queue) {
+        const auto total = self.sequences.at(id).tokens + static_cast<std::int64_t>(waiting.size());
+        if (total > context) {
+            return bad_input(
+                "the conversation would have {} tokens, {} more than the model's context of {}",
+                total, total - context, context);
+        }
+    }
+    self.logits.clear();
+    self.logit_of.assign(inputs.size(), -1);
+    std::map<SequenceId, std::size_t> done;
+    while (true) {
+        std::vector<Impl::Item> items;
+        for (const auto& [id, waiting] : queue) {
+            auto& sequence = self.sequences.at(id);
+            auto& next = done[id];
+            if (next == waiting.size()) continue;
+            auto& state = sequence.state;
+            if (state.cache.room() == 0) {
+                if (auto made = self.make_room(sequence); !made) return made;
+            }
+            auto room = state.cache.room();
+            // The last queries before the reserve is full do the next selection.
+            const auto observe = state.method.observe();
+            if (observe > state.log.capacity &&
+                state.method.recipe().allocate != AllocateStep::all) {
+                if (room <= observe) {
+                    state.log.resize(observe);
+                } else {
+                    room -= observe;
+                }
+            }
+            const auto some =
+                std::min(waiting.size() - next, size(std::min(room, self.options.chunk)));
+            for (std::size_t i = 0; i < some; ++i) items.push_back({waiting[next + i], &sequence});
+            next += some;
+        }
+        if (items.empty()) return {};
+        if (auto ran = self.run_step(inputs, items); !ran) return ran;
+    }
+}
+
+std::span<const float> Engine::logits(std::size_t input) const {
+    const auto row = impl_->logit_of.at(input);
+    assert(row >= 0 && "logits were not asked for");
+    const auto vocabulary = impl_->model->info().vocabulary;
+    return {impl_->logits.data() + row * vocabulary, size(vocabulary)};
+}
+
+Result<std::vector<float>> Engine::extend(SequenceId sequence, std::span<const Token> tokens) {
+    if (tokens.empty()) return bad_input("no tokens to extend the sequence with");
+    for (std::size_t first = 0; first < tokens.size();) {
+        const auto some = std::min(tokens.size() - first, size(impl_->options.chunk));
+        std::vector<DecodeInput> inputs;
+        for (std::size_t i = 0; i < some; ++i) {
+            inputs.push_back({sequence, tokens[first + i], first + i + 1 == tokens.size()});
+        }
+        if (auto done = decode(inputs); !done) return tl::unexpected(done.error());
+        first += some;
+    }
+    const auto last = logits(impl_->logit_of.size() - 1);
+    return std::vector<float>(last.begin(), last.end());
+}
+
+// --- sequences
+// -------------------------------------------------------------------------------------
+
+void Engine::release(SequenceId sequence) { impl_->sequences.erase(sequence); }
+
+Result<SequenceId> Engine::copy(SequenceId sequence) {
+    const auto found = impl_->sequences.find(sequence);
+    if (found == impl_->sequences.end()) return bad_input("no sequence {}", sequence);
+    const auto& from = found->second;
+    try {
+        Sequence twin{
+            {from.state.method, from.state.reserve, from.state.cache.copy(), from.state.log},
+            from.prompt_tokens,
+            from.tokens,
+            from.plan_bytes,
+            from.kept};
+        const auto id = impl_->next_id++;
+        impl_->sequences.emplace(id, std::move(twin));
+        return id;
+    } catch (const std::bad_alloc&) {
+        return failure("not enough memory to copy sequence {}", sequence);
+    }
+}
+
+SequenceInfo Engine::info(SequenceId sequence) const {
+    const auto found = impl_->sequences.find(sequence);
+    if (found == impl_->sequences.end()) return {};
+    const auto& from = found->second;
+    const auto& shape = from.state.cache.shape();
+    SequenceInfo info;
+    info.method = from.state.method.recipe().name;
+    info.prompt_tokens = from.prompt_tokens;
+    info.tokens = from.tokens;
+    info.rows_budget = from.state.method.rows_budget();
+    info.rows_kept_mean =
+        static_cast<double>(std::accumulate(from.kept.begin(), from.kept.end(), std::int64_t{0})) /
+        static_cast<double>(from.kept.size());
+    info.plan_bytes = from.plan_bytes;
+    info.held_bytes = from.state.cache.held_bytes();
+    info.allocated_bytes = from.state.cache.allocated_bytes();
+    info.full_bytes = from.prompt_tokens * shape.layers * shape.heads * shape.row_bytes();
+    info.runs_as_full = from.state.method.runs_as_full();
+    return info;
+}
+
+std::vector<std::vector<std::vector<std::int32_t>>> Engine::positions(SequenceId sequence) const {
+    std::vector<std::vector<std::vector<std::int32_t>>> result;
+    const auto found = impl_->sequences.find(sequence);
+    if (found == impl_->sequences.end()) return result;
+    const auto& cache = found->second.state.cache;
+    for (std::int64_t layer = 0; layer < cache.shape().layers; ++layer) {
+        result.emplace_back();
+        for (std::int64_t head = 0; head < cache.shape().heads; ++head) {
+            const auto held = cache.positions(layer, head);
+            result.back().emplace_back(held.begin(), held.end());
+        }
+    }
+    return result;
+}
+
+std::vector<std::vector<float>> Engine::attention(SequenceId sequence, std::int64_t layer) const {
+    const auto found = impl_->sequences.find(sequence);
+    if (found == impl_->sequences.end()) return {};
+    return impl_->observed(found->second, layer, 1);
+}
+
+}  // namespace headkv

@@ -1,0 +1,60 @@
+#include "engine/graph.h"
+
+namespace headkv {
+
+ggml_tensor* GraphBuilder::linear(const Matrix& w, ggml_tensor* x) const {
+    if (long_products != nullptr && LinearOps::pays(w, x->ne[1])) {
+        return long_products->multiply(context, w, x);
+    }
+    return ggml_mul_mat(context, w.tensor, x);
+}
+
+ggml_tensor* GraphBuilder::norm(ggml_tensor* x, ggml_tensor* weight) const {
+    return ggml_mul(context, ggml_rms_norm(context, x, hyper.norm_epsilon), weight);
+}
+
+GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_tensor* x,
+                                                ggml_tensor* positions) const {
+    const auto tokens = x->ne[1];
+    auto* normed = norm(x, layer.attention_norm);
+    const auto heads = [&](const Matrix& w, ggml_tensor* bias, std::int64_t dim,
+                           std::int64_t count) {
+        auto* y = linear(w, normed);
+        if (bias != nullptr) y = ggml_add(context, y, bias);
+        return ggml_reshape_3d(context, y, dim, count, tokens);
+    };
+    const auto& shape = hyper.shape;
+    auto* q = heads(layer.wq, layer.bq, hyper.head_dim_k, shape.query_heads);
+    auto* k = heads(layer.wk, layer.bk, hyper.head_dim_k, shape.kv_heads);
+    auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
+    if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
+    if (layer.k_norm != nullptr) k = norm(k, layer.k_norm);
+    const auto& rope = hyper.rope;
+    const auto mode =
+        hyper.traits->rope == RopeKind::halves ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
+    const auto rotate = [&](ggml_tensor* y) {
+        return ggml_rope_ext(
+            context, y, positions, weights.rope_factors, static_cast<int>(rope.dimensions), mode,
+            static_cast<int>(rope.original_context), rope.base, rope.frequency_scale, rope.yarn_mix,
+            rope.attention_factor, rope.beta_fast, rope.beta_slow);
+    };
+    return {rotate(q), rotate(k), v};
+}
+
+ggml_tensor* GraphBuilder::finish_layer(const LayerWeights& layer, ggml_tensor* x,
+                                        ggml_tensor* attention) const {
+    x = ggml_add_inplace(context, x, linear(layer.wo, attention));
+    auto* normed = norm(x, layer.ffn_norm);
+    auto* gated = ggml_swiglu_split(context, linear(layer.gate, normed), linear(layer.up, normed));
+    return ggml_add_inplace(context, x, linear(layer.down, gated));
+}
+
+ggml_tensor* GraphBuilder::embed(ggml_tensor* tokens) const {
+    return ggml_get_rows(context, weights.token_embedding.tensor, tokens);
+}
+
+ggml_tensor* GraphBuilder::logits(ggml_tensor* x) const {
+    return linear(weights.output, norm(x, weights.output_norm));
+}
+
+}  // namespace headkv

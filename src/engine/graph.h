@@ -1,0 +1,39 @@
+// The parts of a decoder layer as ggml nodes; prefill and decode put their attention between them.
+#pragma once
+
+#include <ggml.h>
+
+#include "engine/linear_op.h"
+#include "model/model_impl.h"
+
+namespace headkv {
+
+struct GraphBuilder {
+    ggml_context* context;
+    const Hyper& hyper;
+    const Weights& weights;
+    LinearOps* long_products = nullptr;  // for graphs over many tokens on the CPU
+
+    // w x for columns of x [in, tokens] -> [out, tokens]. The one place that decides how a matrix
+    // is multiplied.
+    ggml_tensor* linear(const Matrix& w, ggml_tensor* x) const;
+    ggml_tensor* norm(ggml_tensor* x, ggml_tensor* weight) const;
+
+    struct Projections {
+        ggml_tensor* q;  // [head_dim_k, query_heads, tokens], after RoPE
+        ggml_tensor* k;  // [head_dim_k, kv_heads, tokens], after RoPE
+        ggml_tensor* v;  // [head_dim_v, kv_heads, tokens]
+    };
+    // x [embedding, tokens]: hidden states before the layer; positions i32 [tokens].
+    Projections project(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;
+
+    // Output projection, feed-forward and both residuals, added into x in place.
+    // attention [query_heads * head_dim_v, tokens].
+    ggml_tensor* finish_layer(const LayerWeights& layer, ggml_tensor* x,
+                              ggml_tensor* attention) const;
+
+    ggml_tensor* embed(ggml_tensor* tokens) const;  // i32 [tokens] -> [embedding, tokens]
+    ggml_tensor* logits(ggml_tensor* x) const;      // [embedding, tokens] -> [vocabulary, tokens]
+};
+
+}  // namespace headkv

@@ -1,0 +1,224 @@
+#include "engine/prefill.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+
+namespace headkv {
+
+namespace {
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+double now_ms() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+constexpr std::int64_t kMostNodes = 64;  // of one layer's chunk
+
+}  // namespace
+
+Prefill::Prefill(const Compute& compute, const Model& model, std::vector<PrefillTarget> targets,
+                 const Options& options)
+    : compute_(compute), model_(model.impl()), targets_(std::move(targets)), options_(options) {
+    const auto& hyper = model_.hyper;
+    shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
+              1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
+}
+
+Result<std::unique_ptr<Prefill>> Prefill::create(const Compute& compute, const Model& model,
+                                                 std::span<const Token> prompt,
+                                                 std::vector<PrefillTarget> targets,
+                                                 const Options& options) {
+    std::unique_ptr<Prefill> prefill(new Prefill(compute, model, std::move(targets), options));
+    if (auto allocated = prefill->allocate(prompt); !allocated) {
+        return tl::unexpected(allocated.error());
+    }
+    return prefill;
+}
+
+Result<void> Prefill::allocate(std::span<const Token> prompt) {
+    const auto& hyper = model_.hyper;
+    tokens_ = static_cast<std::int64_t>(prompt.size());
+    // Chunks of equal length: no short last chunk that runs at a matrix-vector's speed.
+    chunks_ = (tokens_ + options_.chunk - 1) / options_.chunk;
+    window_ = 1;
+    for (const auto& target : targets_) {
+        window_ = std::max(window_, std::min(tokens_, target.method.observe()));
+    }
+    context_ = make_context(16);
+    auto* c = context_.get();
+    ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+    positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+    hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, tokens_);
+    keys_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, tokens_, hyper.shape.kv_heads);
+    values_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, tokens_, hyper.shape.kv_heads);
+    queries_ =
+        ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
+    buffer_.reset(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
+    allocator_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute_.backend())));
+    if (!buffer_ || !allocator_) {
+        return failure(
+            "not enough memory to read {} tokens: {} MiB are needed for hidden states and one "
+            "layer's keys and values",
+            tokens_, (ggml_nbytes(hidden_) + ggml_nbytes(keys_) + ggml_nbytes(values_)) >> 20);
+    }
+    std::vector<std::int32_t> positions(prompt.size());
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
+    ggml_backend_tensor_set(ids_, prompt.data(), 0, ggml_nbytes(ids_));
+    ggml_backend_tensor_set(positions_, positions.data(), 0, ggml_nbytes(positions_));
+    return {};
+}
+
+std::int64_t Prefill::scratch_bytes() const {
+    return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) + work_bytes_);
+}
+
+Result<void> Prefill::compute_graph(ggml_cgraph* graph) {
+    if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
+        return failure("not enough memory for a chunk of {} tokens; use a smaller chunk",
+                       options_.chunk);
+    }
+    work_bytes_ = std::max(work_bytes_, ggml_gallocr_get_buffer_size(allocator_.get(), 0));
+    return compute_.run(graph);
+}
+
+ggml_tensor* Prefill::columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                              std::int64_t count) const {
+    return ggml_view_2d(context, matrix, matrix->ne[0], count, matrix->nb[1],
+                        size(first) * matrix->nb[1]);
+}
+
+Result<bool> Prefill::step() {
+    if (layer_ == model_.hyper.shape.layers) return true;
+    if (layer_ == 0) {
+        if (auto done = embed(chunk_); !done) return tl::unexpected(done.error());
+    }
+    if (auto done = run_chunk(chunk_); !done) return tl::unexpected(done.error());
+    if (++chunk_ < chunks_) return false;
+    const auto start = now_ms();
+    if (auto done = compress_layer(); !done) return tl::unexpected(done.error());
+    compress_ms_ += now_ms() - start;
+    chunk_ = 0;
+    return ++layer_ == model_.hyper.shape.layers;
+}
+
+Result<void> Prefill::embed(std::int64_t chunk) {
+    const auto begin = chunk_begin(chunk);
+    const auto count = chunk_begin(chunk + 1) - begin;
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* ids = ggml_view_1d(c, ids_, count, size(begin) * sizeof(std::int32_t));
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    ggml_build_forward_expand(graph,
+                              ggml_cpy(c, build.embed(ids), columns(c, hidden_, begin, count)));
+    return compute_graph(graph);
+}
+
+Result<void> Prefill::run_chunk(std::int64_t chunk) {
+    const auto& hyper = model_.hyper;
+    const auto begin = chunk_begin(chunk);
+    const auto end = chunk_begin(chunk + 1);
+    const auto count = end - begin;
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    LinearOps products;
+    const GraphBuilder build{c, hyper, model_.weights, &products};
+    const auto& layer = model_.weights.layers[size(layer_)];
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+
+    auto* x = columns(c, hidden_, begin, count);
+    auto* positions = ggml_view_1d(c, positions_, count, size(begin) * sizeof(std::int32_t));
+    const auto part = build.project(layer, x, positions);
+    // [dim, heads, chunk] -> rows of each head together
+    const auto store = [&](ggml_tensor* from, ggml_tensor* rows) {
+        auto* to = ggml_view_3d(c, rows, rows->ne[0], count, rows->ne[2], rows->nb[1], rows->nb[2],
+                                size(begin) * rows->nb[1]);
+        auto* node = ggml_cpy(c, ggml_permute(c, from, 0, 2, 1, 3), to);
+        ggml_build_forward_expand(graph, node);
+        return node;
+    };
+    std::array<ggml_tensor*, 2> stored{store(part.k, keys_), store(part.v, values_)};
+
+    // The part of the window that lies in this chunk.
+    const auto window_begin = std::max(begin, tokens_ - window_);
+    if (window_begin < end) {
+        auto* flat = ggml_reshape_2d(c, part.q, queries_->ne[0], count);
+        auto* from = columns(c, flat, window_begin - begin, end - window_begin);
+        auto* to = columns(c, queries_, window_begin - (tokens_ - window_), end - window_begin);
+        ggml_build_forward_expand(graph, ggml_cpy(c, from, to));
+    }
+    // Behind the last layer only the last token is read: the others need their rows, no more.
+    const bool last_layer = layer_ + 1 == hyper.shape.layers;
+    PrefillAttention attention;
+    if (!last_layer || options_.all_tokens || end == tokens_) {
+        attention.shape = shape_;
+        attention.rows = {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
+                          {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
+                          tokens_};
+        attention.position = begin;
+        auto* attended = prefill_attention(c, part.q, stored, attention);
+        ggml_build_forward_expand(graph, build.finish_layer(layer, x, attended));
+    }
+    return compute_graph(graph);
+}
+
+// Mean attention of the last `queries` tokens, [query_heads][tokens].
+Result<std::vector<float>> Prefill::observed(std::int64_t queries) {
+    const auto context = make_context(kMostNodes);
+    Observation plan;
+    plan.shape = shape_;
+    plan.rows = {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))}, {}, tokens_};
+    plan.count = std::min(queries, tokens_);
+    plan.queries =
+        static_cast<const float*>(queries_->data) + (window_ - plan.count) * queries_->ne[0];
+    auto* node = observe(context.get(), plan);
+    auto* graph = ggml_new_graph_custom(context.get(), size(kMostNodes), false);
+    ggml_build_forward_expand(graph, node);
+    if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
+    std::vector<float> result(size(ggml_nelements(node)));
+    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
+    return result;
+}
+
+Result<void> Prefill::compress_layer() {
+    const LayerRows rows{{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
+                         {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
+                         tokens_};
+    // Configurations that look at the same queries share one observation.
+    std::map<std::int64_t, std::vector<float>> observations;
+    for (auto& target : targets_) {
+        auto& observation = observations[target.method.observe()];
+        if (target.method.observe() > 0 && observation.empty()) {
+            auto made = observed(target.method.observe());
+            if (!made) return tl::unexpected(made.error());
+            observation = std::move(*made);
+        }
+        const auto keep = target.method.keep_layer(layer_, observation);
+        if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
+            return filled;
+        }
+        std::copy_n(static_cast<const float*>(queries_->data) + (window_ - 1) * queries_->ne[0],
+                    queries_->ne[0], target.log.at(0, layer_));
+        target.log.written = 1;
+    }
+    return {};
+}
+
+Result<std::vector<float>> Prefill::logits(std::int64_t first, std::int64_t count) {
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* node = build.logits(columns(c, hidden_, first, count));
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    ggml_build_forward_expand(graph, node);
+    if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
+    std::vector<float> result(size(ggml_nelements(node)));
+    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
+    return result;
+}
+
+}  // namespace headkv

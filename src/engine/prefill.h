@@ -1,0 +1,85 @@
+// Reads a prompt layer by layer; each finished layer is compressed into every configuration's
+// cache.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/sequence_cache.h"
+#include "engine/attention_ops.h"
+#include "engine/compute.h"
+#include "engine/graph.h"
+#include "headkv/engine.h"
+
+namespace headkv {
+
+// One cache that a prefill fills.
+struct PrefillTarget {
+    Method method;
+    std::int64_t reserve = 0;  // free rows a head
+    SequenceCache cache;
+    QueryLog log;  // receives the last prompt query
+};
+
+// A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.
+// Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16.
+class Prefill {
+public:
+    struct Options {
+        std::int64_t chunk = 512;
+        bool all_tokens = false;  // the last layer computes every token, for log_probabilities
+    };
+    // Error (failure): out of memory (names the bytes).
+    static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
+                                                   std::span<const Token> prompt,
+                                                   std::vector<PrefillTarget> targets,
+                                                   const Options& options);
+
+    // Does one step; true when there is nothing left to do.
+    Result<bool> step();
+    std::int64_t layer() const { return layer_; }
+
+    // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
+    Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
+    std::vector<PrefillTarget>& targets() { return targets_; }
+    double compress_ms() const { return compress_ms_; }
+    std::int64_t scratch_bytes() const;
+
+private:
+    Prefill(const Compute& compute, const Model& model, std::vector<PrefillTarget> targets,
+            const Options& options);
+    Result<void> allocate(std::span<const Token> prompt);
+    std::int64_t chunk_begin(std::int64_t chunk) const { return tokens_ * chunk / chunks_; }
+
+    Result<void> embed(std::int64_t chunk);
+    Result<void> run_chunk(std::int64_t chunk);
+    Result<void> compress_layer();
+    Result<std::vector<float>> observed(std::int64_t queries);
+    Result<void> compute_graph(ggml_cgraph* graph);
+
+    ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                         std::int64_t count) const;
+
+    const Compute& compute_;
+    const Model::Impl& model_;
+    std::vector<PrefillTarget> targets_;
+    Options options_;
+    AttentionShape shape_;
+    std::int64_t tokens_ = 0, chunks_ = 0, window_ = 0;
+    std::int64_t layer_ = 0, chunk_ = 0;
+    double compress_ms_ = 0;
+
+    ggml_context_ptr context_;
+    ggml_backend_buffer_ptr buffer_;
+    ggml_tensor* ids_ = nullptr;        // i32 [tokens]
+    ggml_tensor* positions_ = nullptr;  // i32 [tokens]
+    ggml_tensor* hidden_ = nullptr;     // f32 [embedding, tokens]
+    ggml_tensor* keys_ = nullptr;       // f16 [dim_k, tokens, kv_heads]
+    ggml_tensor* values_ = nullptr;     // f16 [dim_v, tokens, kv_heads]
+    ggml_tensor* queries_ = nullptr;    // f32 [dim_k * query_heads, window]
+    ggml_gallocr_ptr allocator_;        // work memory of the graphs, reused
+    std::size_t work_bytes_ = 0;
+};
+
+}  // namespace headkv

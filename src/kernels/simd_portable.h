@@ -1,0 +1,45 @@
+// Vector type of attention_impl.h for any CPU: four floats that the compiler vectorises as it can.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace headkv::kernels {
+namespace {
+
+float half_to_float(std::uint16_t half);
+std::uint16_t float_to_half_scalar(float value);
+
+struct V {
+    typedef float reg __attribute__((vector_size(16)));
+    static constexpr std::int64_t width = 4;
+    static reg zero() { return reg{0, 0, 0, 0}; }
+    static reg set1(float x) { return reg{x, x, x, x}; }
+    static reg load(const float* p) {
+        reg x;
+        __builtin_memcpy(&x, p, sizeof(x));
+        return x;
+    }
+    static void store(float* p, reg x) { __builtin_memcpy(p, &x, sizeof(x)); }
+    static reg load_half(const std::uint16_t* p) {
+        return reg{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]),
+                   half_to_float(p[3])};
+    }
+    static void store_half(std::uint16_t* p, reg x) {
+        for (int i = 0; i < 4; ++i) p[i] = float_to_half_scalar(x[i]);
+    }
+    static reg add(reg a, reg b) { return a + b; }
+    static reg mul(reg a, reg b) { return a * b; }
+    static reg fma(reg a, reg b, reg c) { return a * b + c; }
+    static reg max(reg a, reg b) { return a > b ? a : b; }
+    static float reduce_add(reg x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+    static float reduce_max(reg x) {
+        return std::fmax(std::fmax(x[0], x[1]), std::fmax(x[2], x[3]));
+    }
+    static reg exp(reg x) {
+        return reg{std::exp(x[0]), std::exp(x[1]), std::exp(x[2]), std::exp(x[3])};
+    }
+};
+
+}  // namespace
+}  // namespace headkv::kernels

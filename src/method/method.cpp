@@ -1,0 +1,286 @@
+// A recipe bound to a model shape, a prompt length and a budget.
+#include "headkv/method.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "method/allocate.h"
+#include "method/select.h"
+
+namespace headkv {
+namespace {
+
+constexpr std::int64_t kWidestKernel = 1023;
+
+Result<void> check_options(const MethodOptions& options) {
+    if (options.window < 1) {
+        return bad_input("window is {}: it must be at least 1 row", options.window);
+    }
+    if (options.observe < 0) {
+        return bad_input("observe is {}: it must be 0 (as many as the window) or more",
+                         options.observe);
+    }
+    if (options.kernel < 1 || options.kernel > kWidestKernel || options.kernel % 2 == 0) {
+        return bad_input("kernel is {}: it must be an odd number from 1 to {}", options.kernel,
+                         kWidestKernel);
+    }
+    if (!(options.beta >= 1) || !std::isfinite(options.beta)) {
+        return bad_input("beta is {}: it must be at least 1", options.beta);
+    }
+    if (!(options.pyramid_beta >= 1) || !std::isfinite(options.pyramid_beta)) {
+        return bad_input("pyramid beta is {}: it must be at least 1", options.pyramid_beta);
+    }
+    if (!(options.floor >= 0 && options.floor <= 1)) {
+        return bad_input("floor is {}: it must lie between 0 and 1", options.floor);
+    }
+    if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
+    if (options.reserve < 1) {
+        return bad_input("reserve is {}: it must be at least 1 row", options.reserve);
+    }
+    return {};
+}
+
+Result<void> check_shape(const HeadShape& shape, std::int64_t prompt, std::int64_t row_bytes) {
+    if (shape.layers < 1 || shape.kv_heads < 1 || shape.query_heads < 1 ||
+        shape.query_heads % shape.kv_heads != 0) {
+        return bad_input("no attention has {} layers, {} query heads and {} KV heads", shape.layers,
+                         shape.query_heads, shape.kv_heads);
+    }
+    if (prompt < 1) return bad_input("the prompt is empty");
+    if (prompt > std::numeric_limits<std::int32_t>::max()) {
+        return bad_input("a prompt of {} tokens is beyond what positions can count", prompt);
+    }
+    if (row_bytes < 1) return bad_input("a row of {} bytes cannot be stored", row_bytes);
+    return {};
+}
+
+Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const HeadShape& shape) {
+    if (recipe.allocate != AllocateStep::head_importance) return {};
+    if (scores == nullptr) {
+        return bad_input(
+            "{} needs head scores of kind {}: name a file with --heads, or measure them with "
+            "'headkv calibrate --kind {}'",
+            recipe.name, recipe.score_kind, recipe.score_kind);
+    }
+    // Kinds that no recipe is named after (a user's own) may be used with either.
+    for (const Recipe& other : recipes()) {
+        if (other.score_kind.empty() || other.score_kind == recipe.score_kind) continue;
+        if (scores->kind == other.score_kind) {
+            return bad_input("the head scores are of kind {}, {} needs kind {}: use --method {}",
+                             scores->kind, recipe.name, recipe.score_kind, other.name);
+        }
+    }
+    return check_head_scores(*scores, shape, "", false);
+}
+
+struct Rows {
+    double mean = 0;           // a head
+    std::int64_t minimum = 0;  // fewest a head that the recipe can work with
+};
+
+std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
+    switch (recipe.select) {
+        case SelectStep::all:
+            return 0;
+        case SelectStep::sinks_recent:
+            return options.sinks + 1;
+        case SelectStep::top_k_window:
+            return options.window;
+    }
+    return 0;
+}
+
+std::string_view minimum_is(const Recipe& recipe) {
+    return recipe.select == SelectStep::sinks_recent ? "the sinks and one recent row"
+                                                     : "the window";
+}
+
+// Mean rows a head of a budget in any unit, checked against what the recipe must keep.
+Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodOptions& options,
+                       const HeadShape& shape, std::int64_t prompt, std::int64_t row_bytes) {
+    const auto heads = static_cast<double>(shape.layers * shape.kv_heads);
+    const auto tokens = static_cast<double>(prompt);
+    const std::int64_t fewest = fewest_rows(recipe, options);
+    if (!std::isfinite(budget.value) || budget.value <= 0) {
+        return bad_input("the budget is {}: it must be above 0", budget.value);
+    }
+    switch (budget.unit) {
+        case Budget::Unit::rows: {
+            // Whole rows in total, so compare those: 15.9999 rows of 16 may round to enough.
+            if (total_rows(budget.value, shape) < fewest * shape.layers * shape.kv_heads) {
+                return bad_input("a budget of {} rows is below {} of {}: give at least {} rows",
+                                 budget.value, minimum_is(recipe), recipe.name, fewest);
+            }
+            return budget.value;
+        }
+        case Budget::Unit::bytes: {
+            const double total = std::floor(budget.value / static_cast<double>(row_bytes));
+            const std::int64_t needed = std::min(fewest, prompt);
+            if (total < static_cast<double>(needed) * heads) {
+                return bad_input(
+                    "a budget of {} bytes is below {} of {}: give at least {} bytes ({} rows in "
+                    "each of {} heads)",
+                    budget.value, minimum_is(recipe), recipe.name,
+                    needed * shape.layers * shape.kv_heads * row_bytes, needed, heads);
+            }
+            return total / heads;
+        }
+        case Budget::Unit::share: {
+            if (budget.value > 1) {
+                return bad_input("a share of {} of the prompt: it must lie between 0 and 1",
+                                 budget.value);
+            }
+            const double total = std::round(budget.value * tokens * heads);
+            const std::int64_t needed = std::min(fewest, prompt);
+            if (total < static_cast<double>(needed) * heads) {
+                return bad_input(
+                    "{}% of a prompt of {} tokens is below {} of {}: give at least {:.3g}% ({} "
+                    "rows)",
+                    budget.value * 100, prompt, minimum_is(recipe), recipe.name,
+                    std::ceil(1e5 * static_cast<double>(needed) / tokens) / 1e3, needed);
+            }
+            return total / heads;
+        }
+    }
+    return bad_input("unknown unit of the budget");
+}
+
+Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape, double rows,
+              std::int64_t limit) {
+    const MethodOptions& options = config.options;
+    switch (recipe.allocate) {
+        case AllocateStep::all:
+            break;
+        case AllocateStep::uniform:
+        case AllocateStep::adaptive:  // its layers' totals; the heads are split in keep_layer
+            return allocate_uniform(shape, rows, limit);
+        case AllocateStep::pyramid:
+            return allocate_pyramid(shape, rows, options.window, options.pyramid_beta, limit);
+        case AllocateStep::head_importance:
+            return allocate_head_importance(shape, kv_head_shares(*config.scores, shape), rows,
+                                            options.window, options.beta, limit);
+    }
+    const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
+    return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
+}
+
+// What decoding may fill when the whole prompt (`plan`) is below the budget: heads that an
+// unbounded prompt would give more (`unbounded`) share what is left of the budget.
+Plan extend_to_budget(Plan plan, const Plan& unbounded) {
+    std::vector<double> wanted(plan.rows.size());
+    std::transform(unbounded.rows.begin(), unbounded.rows.end(), plan.rows.begin(), wanted.begin(),
+                   [](std::int64_t wish, std::int64_t kept) {
+                       return static_cast<double>(std::max<std::int64_t>(wish - kept, 0));
+                   });
+    const auto extra = largest_remainder(wanted, unbounded.total() - plan.total());
+    std::transform(plan.rows.begin(), plan.rows.end(), extra.begin(), plan.rows.begin(),
+                   std::plus<>());
+    return plan;
+}
+
+std::vector<std::int32_t> all_positions(std::int64_t n) {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
+    std::iota(positions.begin(), positions.end(), 0);
+    return positions;
+}
+
+}  // namespace
+
+Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape,
+                              std::int64_t prompt_tokens, std::int64_t row_bytes) {
+    const auto recipe = find_recipe(config.method);
+    if (!recipe) return tl::unexpected(recipe.error());
+    if (auto ok = check_shape(shape, prompt_tokens, row_bytes); !ok) {
+        return tl::unexpected(ok.error());
+    }
+    if (auto ok = check_options(config.options); !ok) return tl::unexpected(ok.error());
+    if (auto ok = check_scores(**recipe, config.scores.get(), shape); !ok) {
+        return tl::unexpected(ok.error());
+    }
+
+    Method method;
+    method.recipe_ = *recipe;
+    method.config_ = config;
+    method.shape_ = shape;
+    method.prompt_ = prompt_tokens;
+    if ((*recipe)->allocate == AllocateStep::all) {
+        method.rows_ = static_cast<double>(prompt_tokens);
+        method.full_ = true;
+        method.plan_ = allocate(**recipe, config, shape, method.rows_, prompt_tokens);
+        method.bound_ = allocate(**recipe, config, shape, method.rows_, kUnbounded);
+        return method;
+    }
+    const auto rows =
+        rows_of(config.budget, **recipe, config.options, shape, prompt_tokens, row_bytes);
+    if (!rows) return tl::unexpected(rows.error());
+    method.rows_ = *rows;
+    method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
+    method.plan_ = allocate(**recipe, config, shape, *rows, prompt_tokens);
+    method.bound_ =
+        method.full_
+            ? extend_to_budget(method.plan_, allocate(**recipe, config, shape, *rows, kUnbounded))
+            : method.plan_;
+    return method;
+}
+
+std::int64_t Method::observe() const {
+    if (full_ || recipe_->score != ScoreStep::window_attention) return 0;
+    const MethodOptions& options = config_.options;
+    return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+}
+
+std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
+                                                          std::span<const float> observed) const {
+    const auto heads = static_cast<std::size_t>(shape_.kv_heads);
+    if (full_) return {heads, all_positions(prompt_)};
+
+    const MethodOptions& options = config_.options;
+    std::vector<std::vector<std::int32_t>> kept(heads);
+    if (recipe_->select == SelectStep::sinks_recent) {
+        for (std::size_t head = 0; head < heads; ++head) {
+            kept[head] = select_sinks_recent(prompt_, options.sinks,
+                                             plan_.at(layer, static_cast<std::int64_t>(head)));
+        }
+        return kept;
+    }
+
+    const auto values = score_window(observed, shape_, prompt_, options.window, options.kernel,
+                                     options.pool, options.group_reduce);
+    const auto first = plan_.rows.begin() + layer * shape_.kv_heads;
+    std::vector<std::int64_t> rows(first, first + shape_.kv_heads);
+    if (recipe_->allocate == AllocateStep::adaptive) {
+        const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+        rows = allocate_adaptive(values, shape_.kv_heads, total, options.window, options.floor,
+                                 options.normalize);
+    }
+    const std::size_t positions = values.size() / heads;
+    std::vector<float> scratch;
+    for (std::size_t head = 0; head < heads; ++head) {
+        kept[head] = select_top_k_window(std::span(values).subspan(head * positions, positions),
+                                         prompt_, options.window, rows[head], scratch);
+    }
+    return kept;
+}
+
+std::int64_t Method::bound(std::int64_t layer, std::int64_t head, std::int64_t kept) const {
+    if (recipe_->allocate == AllocateStep::adaptive && !full_) return kept;
+    return bound_.at(layer, head);
+}
+
+std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std::int64_t n,
+                                            std::int64_t rows) const {
+    if (rows >= n || recipe_->select == SelectStep::all) return all_positions(n);
+    const MethodOptions& options = config_.options;
+    if (recipe_->select == SelectStep::sinks_recent) {
+        return select_sinks_recent(n, options.sinks, rows);
+    }
+    const HeadShape one_head{1, shape_.group(), 1};
+    const auto values = score_window(observed, one_head, n, options.window, options.kernel,
+                                     options.pool, options.group_reduce);
+    return select_top_k_window(values, n, options.window, rows);
+}
+
+}  // namespace headkv

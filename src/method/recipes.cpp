@@ -1,0 +1,143 @@
+// The table of methods. A new method is one line here, plus a file for a step that is new.
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "headkv/method.h"
+
+namespace headkv {
+namespace {
+
+using A = AllocateStep;
+using S = SelectStep;
+
+constexpr auto kWindow = ScoreStep::window_attention;
+constexpr auto kF16 = StoreStep::f16;
+
+constexpr std::array kRecipes = {
+    Recipe{"full", ScoreStep::none, A::all, S::all, kF16, "", "",
+           "Keeps every row: the reference that the others are measured against."},
+    Recipe{"streaming-llm", ScoreStep::position, A::uniform, S::sinks_recent, kF16, "",
+           "2309.17453", "Keeps the first few rows and the most recent ones, whatever they hold."},
+    Recipe{"snapkv", kWindow, A::uniform, S::top_k_window, kF16, "", "2404.14469",
+           "Keeps the rows that the prompt's last queries attend to, equally many in every head."},
+    Recipe{"pyramidkv", kWindow, A::pyramid, S::top_k_window, kF16, "", "2406.02069",
+           "As snapkv, with more rows in the lower layers than in the upper ones."},
+    Recipe{"ada-kv", kWindow, A::adaptive, S::top_k_window, kF16, "", "2407.11550",
+           "As snapkv, with the heads of a layer competing for the layer's rows."},
+    Recipe{"headkv-r", kWindow, A::head_importance, S::top_k_window, kF16, "r", "2410.19258",
+           "As snapkv, with more rows in heads that copy the sought text (retrieval scores)."},
+    Recipe{"headkv-r2", kWindow, A::head_importance, S::top_k_window, kF16, "r2", "2410.19258",
+           "As snapkv, with more rows in heads that look at the sought text while answering "
+           "(retrieval-reasoning scores)."},
+};
+
+// Edits (insert, delete, replace) between two short names.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (std::size_t j = 0; j < b.size(); ++j) {
+            const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({row[j] + 1, diagonal + 1, replaced});
+        }
+    }
+    return row.back();
+}
+
+std::string all_names() {
+    std::string names;
+    for (const Recipe& recipe : kRecipes) {
+        if (!names.empty()) names += ", ";
+        names += recipe.name;
+    }
+    return names;
+}
+
+}  // namespace
+
+std::span<const Recipe> recipes() { return kRecipes; }
+
+Result<const Recipe*> find_recipe(std::string_view name) {
+    for (const Recipe& recipe : kRecipes) {
+        if (recipe.name == name) return &recipe;
+    }
+    // A name of any length may come in; comparing its start is enough for a suggestion.
+    const std::string_view start = name.substr(0, 64);
+    const auto* nearest =
+        std::min_element(kRecipes.begin(), kRecipes.end(), [&](const Recipe& a, const Recipe& b) {
+            return edit_distance(start, a.name) < edit_distance(start, b.name);
+        });
+    return bad_input("unknown method '{}': did you mean '{}'? There are {}", start, nearest->name,
+                     all_names());
+}
+
+MethodOptions preset_paper() {
+    MethodOptions options;
+    options.window = 8;
+    options.observe = 0;
+    options.kernel = 7;
+    options.pool = Pool::max;
+    options.beta = 1.2;
+    options.floor = 0.2;
+    return options;
+}
+
+std::string_view name_of(ScoreStep step) {
+    switch (step) {
+        case ScoreStep::none:
+            return "none";
+        case ScoreStep::position:
+            return "position";
+        case ScoreStep::window_attention:
+            return "window-attention";
+    }
+    return "?";
+}
+
+std::string_view name_of(AllocateStep step) {
+    switch (step) {
+        case AllocateStep::all:
+            return "all";
+        case AllocateStep::uniform:
+            return "uniform";
+        case AllocateStep::pyramid:
+            return "pyramid";
+        case AllocateStep::adaptive:
+            return "adaptive";
+        case AllocateStep::head_importance:
+            return "head-importance";
+    }
+    return "?";
+}
+
+std::string_view name_of(SelectStep step) {
+    switch (step) {
+        case SelectStep::all:
+            return "all";
+        case SelectStep::sinks_recent:
+            return "sinks-recent";
+        case SelectStep::top_k_window:
+            return "top-k-window";
+    }
+    return "?";
+}
+
+std::string_view name_of(StoreStep step) {
+    switch (step) {
+        case StoreStep::f16:
+            return "f16";
+    }
+    return "?";
+}
+
+std::string_view name_of(Pool pool) { return pool == Pool::max ? "max" : "avg"; }
+
+std::string_view name_of(GroupReduce reduce) {
+    return reduce == GroupReduce::mean ? "mean" : "max";
+}
+
+}  // namespace headkv

@@ -1,0 +1,338 @@
+#include "headkv/model.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <map>
+#include <new>
+#include <thread>
+
+#include "model/model_impl.h"
+#include "model/vocabulary.h"
+
+namespace headkv {
+
+namespace {
+
+// Independent of the quantisation: RMS-norm vectors stay f32 in every file of a model and differ
+// between models and fine-tunes. So head scores measured on one quantisation serve the others.
+std::string fingerprint(const GgufFile& file, const Hyper& hyper) {
+    std::string bytes(hyper.traits->name);
+    for (const std::int64_t count :
+         {hyper.shape.layers, hyper.shape.query_heads, hyper.shape.kv_heads, hyper.embedding,
+          hyper.feed_forward, hyper.vocabulary}) {
+        bytes += fmt::format(",{}", count);
+    }
+    for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
+        for (const char* part : {"attn_norm", "ffn_norm"}) {
+            const auto* tensor = file.tensor(fmt::format("blk.{}.{}.weight", layer, part));
+            if (tensor == nullptr) continue;
+            const auto data = file.tensor_bytes(tensor);
+            bytes.append(reinterpret_cast<const char*>(data.data()), data.size());
+        }
+    }
+    return fmt::format("{:016x}", XXH64(bytes.data(), bytes.size(), 0));
+}
+
+// Whether the device multiplies a matrix of this type when it lies in a buffer of this type.
+bool supports_product(ggml_backend_dev_t device, ggml_backend_buffer_type_t buffer_type,
+                      ggml_type type, std::int64_t in, std::int64_t out) {
+    ggml_init_params params{4 * ggml_tensor_overhead(), nullptr, true};
+    const ggml_context_ptr context(ggml_init(params));
+    const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(buffer_type, 0));
+    if (!context || !buffer) return false;
+    ggml_tensor* weight = ggml_new_tensor_2d(context.get(), type, in, out);
+    ggml_tensor* input = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, in, 512);
+    ggml_tensor* product = ggml_mul_mat(context.get(), weight, input);
+    weight->buffer = buffer.get();
+    return ggml_backend_dev_supports_op(device, product);
+}
+
+// Places weights: matrices in the first extra buffer type of the device that supports their
+// product, everything else as it lies in the mapped file (CPU) or in the device's own memory.
+class Loader {
+public:
+    Loader(Model::Impl& model, bool extra_buffers) : model_(model), file_(*model.file) {
+        default_type_ = ggml_backend_dev_buffer_type(model.device);
+        if (!extra_buffers) return;
+        const auto registry = ggml_backend_dev_backend_reg(model.device);
+        const auto get_extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+            ggml_backend_reg_get_proc_address(registry, "ggml_backend_dev_get_extra_bufts"));
+        if (get_extra == nullptr) return;
+        for (auto* type = get_extra(model.device); type != nullptr && *type != nullptr; ++type) {
+            extra_types_.push_back(*type);
+        }
+    }
+
+    // [in, out]; `gathered` matrices are read by rows as well and stay in the plain layout.
+    Matrix matrix(const std::string& name, std::int64_t in, std::int64_t out, Presence presence,
+                  bool gathered = false) {
+        const auto* found = find(name, presence, {in, out, 1, 1});
+        if (found == nullptr) return {};
+        if (!supports_product(model_.device, default_type_, found->type, in, out)) {
+            complain(fmt::format("{}: tensor {} has type {}, which {} cannot multiply",
+                                 file_.name(), name, ggml_type_name(found->type),
+                                 ggml_backend_dev_name(model_.device)));
+            return {};
+        }
+        auto* type = default_type_;
+        if (!gathered) {
+            const auto best =
+                std::find_if(extra_types_.begin(), extra_types_.end(), [&](auto* extra) {
+                    return supports_product(model_.device, extra, found->type, in, out);
+                });
+            if (best != extra_types_.end()) type = *best;
+        }
+        Matrix result;
+        result.tensor = place(found, type);
+        result.file = file_.tensor_bytes(found);
+        result.file_type = found->type;
+        result.in = in;
+        result.out = out;
+        return result;
+    }
+
+    ggml_tensor* vector(const std::string& name, std::int64_t size, Presence presence) {
+        const auto* found = find(name, presence, {size, 1, 1, 1});
+        if (found == nullptr) return nullptr;
+        if (found->type != GGML_TYPE_F32) {
+            complain(fmt::format("{}: tensor {} has type {}, expected f32", file_.name(), name,
+                                 ggml_type_name(found->type)));
+            return nullptr;
+        }
+        return place(found, default_type_);
+    }
+
+    // Allocates the buffers and fills them.
+    Result<void> finish() {
+        if (!complaint_.empty()) return bad_input("{}", complaint_);
+        for (auto& [type, pending] : pending_) {
+            const bool mapped = type == default_type_ && ggml_backend_buft_is_host(type) &&
+                                std::all_of(pending.tensors.begin(), pending.tensors.end(),
+                                            [&](const auto& pair) { return aligned(pair.second); });
+            if (mapped) {
+                use_mapping(pending);
+            } else if (auto copied = copy(type, pending); !copied) {
+                return copied;
+            }
+        }
+        return {};
+    }
+
+private:
+    struct Pending {
+        ggml_context* context = nullptr;
+        std::vector<std::pair<ggml_tensor*, const ggml_tensor*>> tensors;  // ours, the file's
+    };
+
+    const ggml_tensor* find(const std::string& name, Presence presence,
+                            const std::array<std::int64_t, 4>& shape) {
+        const auto* found = file_.tensor(name);
+        if (found == nullptr) {
+            if (presence == Presence::required) {
+                complain(fmt::format("{}: tensor {} is missing", file_.name(), name));
+            }
+            return nullptr;
+        }
+        if (!std::equal(shape.begin(), shape.end(), found->ne)) {
+            complain(fmt::format("{}: tensor {} has shape {}x{}x{}x{}, expected {}x{}",
+                                 file_.name(), name, found->ne[0], found->ne[1], found->ne[2],
+                                 found->ne[3], shape[0], shape[1]));
+            return nullptr;
+        }
+        return found;
+    }
+
+    ggml_tensor* place(const ggml_tensor* found, ggml_backend_buffer_type_t type) {
+        auto& pending = pending_[type];
+        if (pending.context == nullptr) {
+            const auto most = static_cast<std::size_t>(gguf_get_n_tensors(file_.meta()));
+            ggml_init_params params{(most + 1) * ggml_tensor_overhead(), nullptr, true};
+            model_.contexts.emplace_back(ggml_init(params));
+            pending.context = model_.contexts.back().get();
+        }
+        ggml_tensor* tensor = ggml_dup_tensor(pending.context, found);
+        ggml_set_name(tensor, ggml_get_name(found));
+        pending.tensors.emplace_back(tensor, found);
+        model_.info.weight_bytes += static_cast<std::int64_t>(ggml_nbytes(found));
+        return tensor;
+    }
+
+    bool aligned(const ggml_tensor* found) const {
+        const auto address = reinterpret_cast<std::uintptr_t>(file_.tensor_bytes(found).data());
+        return address % ggml_backend_buft_get_alignment(default_type_) == 0;
+    }
+
+    void use_mapping(Pending& pending) {
+        const auto bytes = file_.map().bytes();
+        // ggml takes a plain pointer; the mapping is read-only and weights are never written.
+        auto* base = const_cast<std::byte*>(bytes.data());  // NOLINT
+        model_.buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(base, bytes.size()));
+        for (auto& [tensor, found] : pending.tensors) {
+            auto* data = const_cast<std::byte*>(file_.tensor_bytes(found).data());  // NOLINT
+            ggml_backend_tensor_alloc(model_.buffers.back().get(), tensor, data);
+        }
+    }
+
+    Result<void> copy(ggml_backend_buffer_type_t type, Pending& pending) {
+        model_.buffers.emplace_back(
+            ggml_backend_alloc_ctx_tensors_from_buft(pending.context, type));
+        if (!model_.buffers.back()) {
+            return failure("{}: not enough memory for the weights ({})", file_.name(),
+                           ggml_backend_buft_name(type));
+        }
+        ggml_backend_buffer_set_usage(model_.buffers.back().get(),
+                                      GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        for (auto& [tensor, found] : pending.tensors) {
+            ggml_backend_tensor_set(tensor, file_.tensor_bytes(found).data(), 0,
+                                    ggml_nbytes(found));
+        }
+        return {};
+    }
+
+    void complain(std::string message) {
+        if (complaint_.empty()) complaint_ = std::move(message);
+    }
+
+    Model::Impl& model_;
+    const GgufFile& file_;
+    ggml_backend_buffer_type_t default_type_ = nullptr;
+    std::vector<ggml_backend_buffer_type_t> extra_types_;
+    std::map<ggml_backend_buffer_type_t, Pending> pending_;
+    std::string complaint_;
+};
+
+LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) {
+    const auto name = [layer](const char* part) { return fmt::format("blk.{}.{}", layer, part); };
+    const auto need = Presence::required;
+    const auto q_size = hyper.shape.query_heads * hyper.head_dim_k;
+    const auto k_size = hyper.shape.kv_heads * hyper.head_dim_k;
+    const auto v_size = hyper.shape.kv_heads * hyper.head_dim_v;
+    const auto o_size = hyper.shape.query_heads * hyper.head_dim_v;
+    LayerWeights weights;
+    weights.attention_norm = loader.vector(name("attn_norm.weight"), hyper.embedding, need);
+    weights.wq = loader.matrix(name("attn_q.weight"), hyper.embedding, q_size, need);
+    weights.wk = loader.matrix(name("attn_k.weight"), hyper.embedding, k_size, need);
+    weights.wv = loader.matrix(name("attn_v.weight"), hyper.embedding, v_size, need);
+    weights.wo = loader.matrix(name("attn_output.weight"), o_size, hyper.embedding, need);
+    if (const auto bias = hyper.traits->qkv_bias; bias != Presence::never) {
+        weights.bq = loader.vector(name("attn_q.bias"), q_size, bias);
+        weights.bk = loader.vector(name("attn_k.bias"), k_size, bias);
+        weights.bv = loader.vector(name("attn_v.bias"), v_size, bias);
+    }
+    if (const auto norm = hyper.traits->qk_norm; norm != Presence::never) {
+        weights.q_norm = loader.vector(name("attn_q_norm.weight"), hyper.head_dim_k, norm);
+        weights.k_norm = loader.vector(name("attn_k_norm.weight"), hyper.head_dim_k, norm);
+    }
+    weights.ffn_norm = loader.vector(name("ffn_norm.weight"), hyper.embedding, need);
+    weights.gate =
+        loader.matrix(name("ffn_gate.weight"), hyper.embedding, hyper.feed_forward, need);
+    weights.up = loader.matrix(name("ffn_up.weight"), hyper.embedding, hyper.feed_forward, need);
+    weights.down =
+        loader.matrix(name("ffn_down.weight"), hyper.feed_forward, hyper.embedding, need);
+    return weights;
+}
+
+Result<void> load_weights(Model::Impl& model, bool extra_buffers) {
+    Loader loader(model, extra_buffers);
+    const auto& hyper = model.hyper;
+    auto& weights = model.weights;
+    weights.token_embedding = loader.matrix("token_embd.weight", hyper.embedding, hyper.vocabulary,
+                                            Presence::required, true);
+    weights.output_norm = loader.vector("output_norm.weight", hyper.embedding, Presence::required);
+    weights.output =
+        loader.matrix("output.weight", hyper.embedding, hyper.vocabulary, Presence::optional);
+    if (!weights.output) weights.output = weights.token_embedding;
+    weights.rope_factors =
+        loader.vector("rope_freqs.weight", hyper.rope.dimensions / 2, Presence::optional);
+    for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
+        weights.layers.push_back(load_layer(loader, hyper, layer));
+    }
+    return loader.finish();
+}
+
+Result<ggml_backend_dev_t> find_device(const std::string& name) {
+    if (name == "auto" || name == "cpu") {
+        auto* device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+        if (device == nullptr) return failure("this ggml has no CPU backend");
+        return device;
+    }
+    if (name == "cuda") {
+        return bad_input(
+            "--device cuda: this build of headkv computes on the CPU only; use --device cpu");
+    }
+    return bad_input("--device {}: unknown (auto, cpu, cuda)", name);
+}
+
+Result<std::shared_ptr<const Model>> load_checked(
+    const std::filesystem::path& path, const LoadOptions& options,
+    std::unique_ptr<Model::Impl> model,
+    std::shared_ptr<const Model> (*wrap)(std::unique_ptr<Model::Impl>)) {
+    auto device = find_device(options.device);
+    if (!device) return tl::unexpected(device.error());
+    if (options.threads < 0 || options.threads > 4096) {
+        return bad_input("{} threads: give 1 to 4096, or 0 for one per core", options.threads);
+    }
+    model->device = *device;
+    auto file = GgufFile::open(path);
+    if (!file) return tl::unexpected(file.error());
+    model->file = std::make_unique<GgufFile>(std::move(*file));
+    const auto hyper = read_hyper(*model->file);
+    if (!hyper) return tl::unexpected(hyper.error());
+    model->hyper = *hyper;
+
+    auto vocabulary = read_vocabulary(model->file->meta());
+    if (!vocabulary) return bad_input("{}: {}", path.string(), vocabulary.error().message);
+    auto tokenizer = Tokenizer::create(std::move(*vocabulary));
+    if (!tokenizer) return bad_input("{}: {}", path.string(), tokenizer.error().message);
+    if (tokenizer->size() > hyper->vocabulary) {
+        return bad_input("{}: {} tokens but only {} embedding rows", path.string(),
+                         tokenizer->size(), hyper->vocabulary);
+    }
+    model->tokenizer = std::make_unique<Tokenizer>(std::move(*tokenizer));
+
+    auto& info = model->info;
+    info.path = path.string();
+    info.name = model->file->text("general.name").value_or(path.stem().string());
+    info.architecture = hyper->traits->name;
+    info.shape = hyper->shape;
+    info.embedding = hyper->embedding;
+    info.head_dim_k = hyper->head_dim_k;
+    info.head_dim_v = hyper->head_dim_v;
+    info.feed_forward = hyper->feed_forward;
+    info.vocabulary = hyper->vocabulary;
+    info.context = hyper->context;
+    info.row_bytes = (hyper->head_dim_k + hyper->head_dim_v) * 2;
+    info.device = "cpu";
+    info.threads = options.threads > 0
+                       ? options.threads
+                       : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    info.fingerprint = fingerprint(*model->file, *hyper);
+    if (auto loaded = load_weights(*model, options.extra_buffers); !loaded) {
+        return tl::unexpected(loaded.error());
+    }
+    return wrap(std::move(model));
+}
+
+}  // namespace
+
+Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Model::~Model() = default;
+
+const ModelInfo& Model::info() const { return impl_->info; }
+const Tokenizer& Model::tokenizer() const { return *impl_->tokenizer; }
+
+Result<std::shared_ptr<const Model>> Model::load(const std::filesystem::path& file,
+                                                 const LoadOptions& options) {
+    try {
+        return load_checked(file, options, std::make_unique<Impl>(),
+                            [](std::unique_ptr<Impl> impl) -> std::shared_ptr<const Model> {
+                                return std::shared_ptr<const Model>(new Model(std::move(impl)));
+                            });
+    } catch (const std::bad_alloc&) {
+        return failure("{}: not enough memory to load the model", file.string());
+    }
+}
+
+}  // namespace headkv

@@ -1,0 +1,57 @@
+// What a loaded model is made of; seen by src/model and src/engine only.
+#pragma once
+
+#include <ggml-backend.h>
+#include <ggml-cpp.h>
+#include <ggml.h>
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "headkv/model.h"
+#include "model/architecture.h"
+#include "model/gguf_file.h"
+
+namespace headkv {
+
+// A weight matrix [in, out] as ggml multiplies it, and its untouched bytes in the file (for
+// dequantising it once per prompt).
+struct Matrix {
+    ggml_tensor* tensor = nullptr;
+    std::span<const std::byte> file;  // rows of `in` elements of type file_type
+    ggml_type file_type = GGML_TYPE_F32;
+    std::int64_t in = 0, out = 0;
+    explicit operator bool() const { return tensor != nullptr; }
+};
+
+// Vectors are f32. Absent parts are null.
+struct LayerWeights {
+    ggml_tensor* attention_norm = nullptr;  // [embedding]
+    Matrix wq, wk, wv, wo;                  // [embedding, heads * head_dim] ... and back
+    ggml_tensor *bq = nullptr, *bk = nullptr, *bv = nullptr;
+    ggml_tensor *q_norm = nullptr, *k_norm = nullptr;  // [head_dim_k]
+    ggml_tensor* ffn_norm = nullptr;                   // [embedding]
+    Matrix gate, up, down;                             // [embedding, feed_forward] twice, and back
+};
+
+struct Weights {
+    Matrix token_embedding;               // [embedding, vocabulary]
+    ggml_tensor* output_norm = nullptr;   // [embedding]
+    Matrix output;                        // [embedding, vocabulary]; tied: the embedding
+    ggml_tensor* rope_factors = nullptr;  // [rope dimensions / 2], Llama 3.1+
+    std::vector<LayerWeights> layers;
+};
+
+struct Model::Impl {
+    ModelInfo info;
+    Hyper hyper;
+    std::unique_ptr<GgufFile> file;
+    std::unique_ptr<Tokenizer> tokenizer;
+    ggml_backend_dev_t device = nullptr;
+    std::vector<ggml_context_ptr> contexts;        // tensor descriptions, one a buffer type
+    std::vector<ggml_backend_buffer_ptr> buffers;  // their memory
+    Weights weights;
+};
+
+}  // namespace headkv

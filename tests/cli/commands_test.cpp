@@ -1,0 +1,259 @@
+#include "cli/program.h"
+
+namespace headkv::test {
+namespace {
+
+using Json = nlohmann::json;
+using Commands = Program;
+
+std::string long_text() {
+    std::string text;
+    for (int i = 0; i < 60; ++i) text += "Line " + std::to_string(i) + " says <b>&amp;</b> ü.\n";
+    return text;
+}
+
+TEST_F(Commands, HelpIsEverywhere) {
+    const Ran help = call({"--help"});
+    expect_done(help);
+    for (const char* name : {"run", "inspect", "plan", "methods", "calibrate", "eval", "tokenize",
+                             "bench", "completion"}) {
+        EXPECT_NE(help.out.find(name), std::string::npos) << name;
+        const Ran sub = call({name, "--help"});
+        expect_done(sub);
+        EXPECT_NE(sub.out.find("Example"), std::string::npos) << name;
+        EXPECT_EQ(sub.err, "");
+    }
+    const Ran version = call({"--version"});
+    expect_done(version);
+    EXPECT_TRUE(version.out.starts_with("headkv ")) << version.out;
+}
+
+TEST_F(Commands, RunWritesItsContract) {
+    write_file(folder / "long.txt", long_text());
+    const Ran ran = run({"-f", path("long.txt"), "-n", "12", "--method", "snapkv", "--rows", "32",
+                         "--json", path("run.json")});
+    expect_done(ran);
+    const Json json = Json::parse(read_file(folder / "run.json"));
+    EXPECT_EQ(json["method"], "snapkv");
+    EXPECT_EQ(json["text"].get<std::string>() + "\n", ran.out);
+    EXPECT_EQ(json["token_ids"].size(), json["generated_tokens"]);
+    EXPECT_EQ(json["kv"]["rows_budget"], 32);
+    EXPECT_EQ(json["kv"]["rows_kept_mean"], 32);
+    // 3 layers x 2 heads x 32 rows of K and V, 16 values of 2 bytes each.
+    EXPECT_EQ(json["kv"]["bytes"], 3 * 2 * 32 * (16 + 16) * 2);
+    EXPECT_EQ(json["kv"]["bytes_full"], 3 * 2 * json["prompt_tokens"].get<int>() * (16 + 16) * 2);
+    EXPECT_GT(json["kv"]["bytes_peak_prefill"], 0);
+    for (const char* name : {"load", "prefill", "compress", "decode"}) {
+        EXPECT_GE(json["time_ms"][name], 0) << name;
+    }
+    EXPECT_GT(json["speed"]["prefill_tok_s"], 0);
+    EXPECT_GT(json["speed"]["decode_tok_s"], 0);
+    EXPECT_GT(json["memory"]["rss_peak_bytes"], 1 << 20);
+    EXPECT_EQ(json["memory"]["device_peak_bytes"], 0);
+    // No temporary file is left beside it.
+    for (const auto& name : files()) EXPECT_FALSE(name.starts_with("run.json.")) << name;
+}
+
+TEST_F(Commands, TheThreeBudgetsMeanTheSame) {
+    write_file(folder / "long.txt", long_text());
+    const auto bytes = [&](const std::string& option, const std::string& value) {
+        const Ran ran = run({"-f", path("long.txt"), "-n", "1", "--method", "snapkv", option, value,
+                             "--json", "-"});
+        expect_done(ran);
+        return Json::parse(ran.out)["kv"]["bytes"].get<int>();
+    };
+    const int rows = bytes("--rows", "32");
+    EXPECT_EQ(bytes("--kv-bytes", std::to_string(rows)), rows);
+    EXPECT_EQ(bytes("--kv-bytes", "12K"), rows);
+    const int half = bytes("--keep", "50%");
+    EXPECT_EQ(bytes("--keep", "0.5"), half);
+    EXPECT_GT(half, rows);
+}
+
+TEST_F(Commands, JsonOnStdoutIsAlone) {
+    const Ran ran = run({"-p", "hello", "-n", "3", "--method", "full", "--json", "-"});
+    expect_done(ran);
+    EXPECT_EQ(Json::parse(ran.out)["generated_tokens"], 3);
+}
+
+TEST_F(Commands, CompareReadsOnceAndEqualsSingleRuns) {
+    write_file(folder / "long.txt", long_text());
+    const auto single = [&](const std::string& method) {
+        const Ran ran = run(
+            {"-f", path("long.txt"), "-n", "8", "--rows", "24", "--method", method, "--json", "-"});
+        expect_done(ran);
+        return Json::parse(ran.out)["token_ids"];
+    };
+    const Ran ran = run({"-f", path("long.txt"), "-n", "8", "--rows", "24", "--method", "snapkv",
+                         "--compare", "full,snapkv,streaming-llm", "--json", path("c.json")});
+    expect_done(ran);
+    const Json all = Json::parse(read_file(folder / "c.json"))["compare"];
+    ASSERT_EQ(all.size(), 3U);
+    const char* order[] = {"full", "snapkv", "streaming-llm"};
+    for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(all[i]["method"], order[i]);
+        EXPECT_EQ(all[i]["token_ids"], single(order[i])) << order[i];
+        EXPECT_NE(ran.out.find(std::string("== ") + order[i]), std::string::npos);
+    }
+    EXPECT_NE(ran.out.find("snapkv against full"), std::string::npos) << ran.out;
+}
+
+TEST_F(Commands, SeedsAndStopTexts) {
+    const auto text = [&](std::vector<std::string> more) {
+        std::vector<std::string> arguments = {"-p",  "hello",    "-n",   "24",     "--temp",
+                                              "1.5", "--method", "full", "--json", "-"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        const Ran ran = run(arguments);
+        expect_done(ran);
+        return Json::parse(ran.out);
+    };
+    const Json whole = text({"--seed", "7"});
+    EXPECT_EQ(text({"--seed", "7"})["token_ids"], whole["token_ids"]);
+    EXPECT_NE(text({"--seed", "8"})["token_ids"], whole["token_ids"]);
+    const auto answer = whole["text"].get<std::string>();
+    // The first printable character pair of the answer ends it.
+    const auto at = std::adjacent_find(answer.begin(), answer.end(), [](char a, char b) {
+        return a > ' ' && a < 0x7f && b > ' ' && b < 0x7f;
+    });
+    if (at == answer.end()) GTEST_SKIP() << "the drawn text has no two plain characters";
+    const std::string stop(at, at + 2);
+    const Json stopped = text({"--seed", "7", "--stop", stop});
+    EXPECT_EQ(stopped["stop_reason"], "stop");
+    EXPECT_EQ(stopped["text"], answer.substr(0, answer.find(stop)));
+}
+
+TEST_F(Commands, ChatKeepsOneCacheOverItsTurns) {
+    write_file(folder / "long.txt", long_text());
+    const Ran ran =
+        call({"run", "-m", model(), "--chat", "--chat-template", "chatml", "-f", path("long.txt"),
+              "-n", "6", "--method", "snapkv", "--rows", "40", "--json", path("chat.json")},
+             "what is on line 3?\n\nand on line 4?\nthanks");
+    expect_done(ran);
+    const Json json = Json::parse(read_file(folder / "chat.json"));
+    ASSERT_EQ(json["turns"].size(), 3U);
+    EXPECT_EQ(json["turns"][1]["user"], "and on line 4?");
+    std::string answers;
+    for (const auto& turn : json["turns"]) answers += turn["text"].get<std::string>() + "\n";
+    EXPECT_EQ(ran.out, answers);
+    // The prompt was read once; turns add their own tokens only, and the rows stay bounded.
+    const int first = json["turns"][0]["tokens"], last = json["turns"][2]["tokens"];
+    EXPECT_GT(last, first + 10);
+    EXPECT_LT(last, first + 200);
+    EXPECT_LE(json["turns"][2]["bytes_held"], 3 * 2 * (40 + 128) * (16 + 16) * 2);
+}
+
+TEST_F(Commands, ChatWithoutQuestions) {
+    expect_refused(call({"run", "-m", model(), "--chat", "-f", path("doc.txt")}), "no question");
+    expect_refused(call({"run", "-m", model(), "--chat", "-f", "-"}, "text"), "stdin");
+}
+
+TEST_F(Commands, TokenizePrintsOneList) {
+    write_file(folder / "bytes", std::string("a\0\xff", 3) + "<|im_end|>");
+    const auto ids = [&](std::vector<std::string> more) {
+        std::vector<std::string> arguments = {"tokenize", "-m", model()};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        const Ran ran = call(arguments);
+        expect_done(ran);
+        EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 1);
+        return Json::parse(ran.out);
+    };
+    EXPECT_GT(ids({"-p", "hello"}).size(), 0U);
+    EXPECT_GT(ids({"-f", path("bytes")}).size(), 3U);
+    write_file(folder / "empty", "");
+    EXPECT_TRUE(ids({"-f", path("empty"), "--no-bos"}).is_array());
+    expect_refused(call({"tokenize", "-m", model()}), "");
+    expect_refused(call({"tokenize", "-m", model(), "-f", path("none")}), "none");
+}
+
+TEST_F(Commands, InspectTellsWhatWasKept) {
+    write_file(folder / "long.txt", long_text());
+    const Ran ran = call(
+        {"inspect", "-m",     model(),  "--raw",           "-f",     path("long.txt"), "--method",
+         "snapkv",  "--rows", "40",     "--window",        "8",      "--kernel",       "5",
+         "--pool",  "avg",    "--json", path("kept.json"), "--html", path("kept.html")});
+    expect_done(ran);
+    const Json json = Json::parse(read_file(folder / "kept.json"));
+    EXPECT_EQ(json["method"], "snapkv");
+    EXPECT_EQ(json["rows"], 40);
+    EXPECT_EQ(json["window"], 8);
+    EXPECT_EQ(json["kernel"], 5);
+    EXPECT_EQ(json["pool"], "avg");
+    EXPECT_EQ(json["order"], "group_then_pool");
+    const auto tokens = json["n_tokens"].get<std::int32_t>();
+    ASSERT_EQ(json["kept"].size(), 3U);
+    for (const auto& layer : json["kept"]) {
+        ASSERT_EQ(layer.size(), 2U);
+        for (const auto& head : layer) {
+            const auto kept = head.get<std::vector<std::int32_t>>();
+            EXPECT_EQ(kept.size(), 40U);
+            EXPECT_TRUE(std::is_sorted(kept.begin(), kept.end()));
+            for (std::int32_t i = 0; i < 8; ++i) {
+                EXPECT_EQ(kept[kept.size() - 1 - static_cast<std::size_t>(i)], tokens - 1 - i);
+            }
+        }
+    }
+}
+
+TEST_F(Commands, TheInspectionPageStandsAlone) {
+    write_file(folder / "long.txt", long_text() + "<script>alert(1)</script>");
+    const Ran ran = call({"inspect", "-m", model(), "--raw", "-f", path("long.txt"), "--method",
+                          "streaming-llm", "--rows", "40", "--html", "-"});
+    expect_done(ran);
+    const std::string& page = ran.out;
+    EXPECT_TRUE(page.starts_with("<!doctype html>"));
+    EXPECT_TRUE(page.ends_with("</html>\n"));
+    for (const char* outside :
+         {"http:", "https:", "src=", "<link", "url(", "@import", "alert(1)</"}) {
+        EXPECT_EQ(page.find(outside), std::string::npos) << outside;
+    }
+    EXPECT_EQ(page.find("<b>&amp;</b>"), std::string::npos);
+    // One cell a head, and every head kept the 4 sinks and the 36 last tokens.
+    std::size_t cells = 0;
+    for (auto at = page.find("class=cell"); at != std::string::npos;
+         at = page.find("class=cell", at + 1)) {
+        ++cells;
+    }
+    EXPECT_EQ(cells, 6U);
+    EXPECT_NE(page.find("layer 2, head 1: 40 rows"), std::string::npos);
+    EXPECT_NE(page.find("kept by 6 of 6 heads"), std::string::npos);
+    EXPECT_NE(page.find("kept by 0 of 6 heads"), std::string::npos);
+    EXPECT_NE(page.find("\"0-3,"), std::string::npos);
+}
+
+TEST_F(Commands, BenchMeasuresEachCase) {
+    const Ran ran =
+        call({"bench", "-m", model(), "--depth", "0,90", "--methods", "full,snapkv", "--slots",
+              "1,2", "--rows", "24", "-n", "4", "--repeat", "2", "--json", path("bench.json")});
+    expect_done(ran);
+    const Json results = Json::parse(read_file(folder / "bench.json"))["results"];
+    ASSERT_EQ(results.size(), 8U);
+    for (const auto& result : results) {
+        EXPECT_GT(result["prefill_tok_s"], 0);
+        EXPECT_GT(result["decode_tok_s"], 0);
+        EXPECT_GT(result["rss_peak_bytes"], 0);
+        EXPECT_EQ(result["decode_ms_all"].size(), 2U);
+        const bool deep = result["depth"] == 90;
+        const int rows = !deep ? 1 : (result["method"] == "full" ? 90 : 24);
+        EXPECT_EQ(result["kv_bytes"], 3 * 2 * rows * (16 + 16) * 2) << result;
+    }
+    EXPECT_NE(ran.out.find("decode tok/s"), std::string::npos);
+}
+
+TEST_F(Commands, CompletionKnowsEveryFlag) {
+    for (const char* shell : {"bash", "zsh", "fish"}) {
+        const Ran ran = call({"completion", shell});
+        expect_done(ran);
+        for (const char* word : {"run", "inspect", "tokenize", "kv-bytes", "group-reduce"}) {
+            EXPECT_NE(ran.out.find(word), std::string::npos) << shell << " " << word;
+        }
+    }
+    write_file(folder / "complete.bash", call({"completion", "bash"}).out);
+    const std::string question = "bash -c 'source " + path("complete.bash") +
+                                 "; COMP_WORDS=(headkv run --kv); COMP_CWORD=2; _headkv; "
+                                 "test \"${COMPREPLY[*]}\" = --kv-bytes'";
+    EXPECT_EQ(std::system(question.c_str()), 0);
+    expect_refused(call({"completion", "cmd"}), "bash");
+}
+
+}  // namespace
+}  // namespace headkv::test

@@ -1,0 +1,122 @@
+// What the engine's tests share: a model, its reference, and how to compare the two.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "headkv/engine.h"
+#include "headkv/method.h"
+#include "headkv/model.h"
+#include "support/random.h"
+#include "support/reference.h"
+#include "support/reference_methods.h"
+#include "support/tiny_model.h"
+
+namespace headkv::test {
+
+inline std::shared_ptr<const Model> load_model(const std::filesystem::path& file) {
+    auto model = Model::load(file, {.device = "cpu", .threads = 2});
+    EXPECT_TRUE(model) << (model ? "" : model.error().message);
+    return model ? *model : nullptr;
+}
+
+inline std::unique_ptr<Engine> make_engine(std::shared_ptr<const Model> model,
+                                           std::int64_t chunk = 64) {
+    if (!model) return nullptr;
+    auto engine = Engine::create(std::move(model), {.chunk = chunk});
+    EXPECT_TRUE(engine) << (engine ? "" : engine.error().message);
+    return engine ? std::move(*engine) : nullptr;
+}
+
+// A tiny model on disk, in the engine and in the reference.
+struct TinyPair {
+    explicit TinyPair(const TinyModel& options, std::int64_t chunk = 64) {
+        write_tiny_model(options, folder / "tiny.gguf");
+        model = load_model(folder / "tiny.gguf");
+        engine = make_engine(model, chunk);
+        reference = std::make_unique<Reference>(folder / "tiny.gguf");
+    }
+
+    TempFolder folder;
+    std::shared_ptr<const Model> model;
+    std::unique_ptr<Engine> engine;
+    std::unique_ptr<Reference> reference;
+};
+
+// Root mean square of the difference, in standard deviations of `right`.
+inline double logit_error(std::span<const float> ours, std::span<const float> right) {
+    EXPECT_EQ(ours.size(), right.size());
+    if (ours.size() != right.size() || right.empty()) return INFINITY;
+    double mean = 0, variance = 0, squares = 0;
+    for (const float value : right) mean += static_cast<double>(value);
+    mean /= static_cast<double>(right.size());
+    for (std::size_t i = 0; i < right.size(); ++i) {
+        variance += std::pow(static_cast<double>(right[i]) - mean, 2);
+        squares += std::pow(static_cast<double>(ours[i]) - static_cast<double>(right[i]), 2);
+    }
+    return std::sqrt(squares / variance);
+}
+
+inline std::span<const float> row(const std::vector<float>& logits, std::int64_t index,
+                                  std::int64_t vocabulary) {
+    return std::span(logits).subspan(static_cast<std::size_t>(index * vocabulary),
+                                     static_cast<std::size_t>(vocabulary));
+}
+
+// Head scores of which a few heads have most, as measured ones do.
+inline std::shared_ptr<HeadScores> uneven_scores(const HeadShape& shape, std::string kind,
+                                                 std::uint64_t seed = 7) {
+    auto scores = std::make_shared<HeadScores>();
+    scores->kind = std::move(kind);
+    scores->shape = shape;
+    Random random(seed);
+    for (std::int64_t i = 0; i < shape.layers * shape.query_heads; ++i) {
+        scores->mean.push_back(std::exp(1.5 * static_cast<double>(random.normal())));
+    }
+    return scores;
+}
+
+inline MethodConfig method_config(const std::string& name, double rows, const HeadShape& shape) {
+    MethodConfig config;
+    config.method = name;
+    config.budget = {.unit = Budget::Unit::rows, .value = rows};
+    if (name.starts_with("headkv")) {
+        config.scores = uneven_scores(shape, name == "headkv-r" ? "r" : "r2");
+    }
+    return config;
+}
+
+// The same method for the reference.
+inline ReferenceMethod reference_method(const MethodConfig& config) {
+    ReferenceMethod method;
+    method.name = config.method;
+    method.rows = config.budget.value;
+    method.window = config.options.window;
+    method.kernel = config.options.kernel;
+    method.average_pool = config.options.pool == Pool::avg;
+    method.beta = config.options.beta;
+    method.pyramid_beta = config.options.pyramid_beta;
+    method.floor = config.options.floor;
+    method.sinks = config.options.sinks;
+    if (config.scores) method.scores = config.scores->mean;
+    return method;
+}
+
+inline void expect_same_sizes(const KeepLists& ours, const KeepLists& right) {
+    ASSERT_EQ(ours.size(), right.size());
+    for (std::size_t layer = 0; layer < ours.size(); ++layer) {
+        ASSERT_EQ(ours[layer].size(), right[layer].size());
+        for (std::size_t head = 0; head < ours[layer].size(); ++head) {
+            EXPECT_EQ(ours[layer][head].size(), right[layer][head].size())
+                << "layer " << layer << ", head " << head;
+        }
+    }
+}
+
+}  // namespace headkv::test

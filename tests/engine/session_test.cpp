@@ -1,0 +1,150 @@
+#include "headkv/session.h"
+
+#include "engine/fixture.h"
+
+namespace headkv::test {
+namespace {
+
+struct SessionTest : testing::Test {
+    // A prompt in a full cache: generate() then repeats itself exactly.
+    SequenceId start(std::span<const Token> prompt) {
+        MethodConfig config;
+        config.method = "full";
+        auto result = tiny.engine->prefill(prompt, {&config, 1});
+        EXPECT_TRUE(result) << (result ? "" : result.error().message);
+        logits = std::move(result->logits);
+        return result->sequences[0];
+    }
+
+    Generation run(const GenerateOptions& options, const TextSink& sink = {}) {
+        const auto prompt = random_tokens(40, 3);
+        const SequenceId sequence = start(prompt);
+        auto result = generate(*tiny.engine, sequence, logits, options, sink);
+        EXPECT_TRUE(result) << (result ? "" : result.error().message);
+        tiny.engine->release(sequence);
+        return *result;
+    }
+
+    // Random weights repeat themselves when greedy; drawn tokens give a text with variety.
+    static GenerateOptions drawn(std::int64_t tokens) {
+        GenerateOptions options;
+        options.max_tokens = tokens;
+        options.sampler.temperature = 1.5F;
+        options.sampler.top_k = 0;
+        options.sampler.top_p = 1;
+        options.sampler.min_p = 0;
+        options.sampler.seed = 4;
+        return options;
+    }
+
+    TinyPair tiny{TinyModel{}};
+    std::vector<float> logits;
+};
+
+TEST_F(SessionTest, StreamsExactlyItsText) {
+    std::string streamed;
+    const auto result = run(drawn(60), [&](std::string_view piece) {
+        streamed += piece;
+        return true;
+    });
+    EXPECT_FALSE(result.text.empty());
+    EXPECT_EQ(streamed, result.text);
+    EXPECT_LE(result.tokens.size(), 60U);
+    EXPECT_EQ(result.stop_reason, result.tokens.size() == 60 ? "length" : "end");
+    for (const Token token : result.tokens) EXPECT_FALSE(tiny.model->tokenizer().is_end(token));
+}
+
+TEST_F(SessionTest, NoTokensWereAskedFor) {
+    const auto result = run(drawn(0));
+    EXPECT_TRUE(result.tokens.empty());
+    EXPECT_EQ(result.stop_reason, "length");
+}
+
+TEST_F(SessionTest, AStopTextEndsTheAnswerAndIsNeverShown) {
+    const std::string whole = run(drawn(60)).text;
+    // Every stretch of the text as a stop text, odd lengths across token borders included.
+    for (std::size_t length : {1U, 2U, 3U, 5U, 9U}) {
+        for (std::size_t at = 0; at + length <= whole.size() && at < 30; at += 3) {
+            GenerateOptions options = drawn(60);
+            options.stop = {"never in there \x01", whole.substr(at, length), ""};
+            std::string streamed;
+            const auto result = run(options, [&](std::string_view piece) {
+                streamed += piece;
+                return true;
+            });
+            EXPECT_EQ(result.stop_reason, "stop");
+            EXPECT_EQ(result.text, whole.substr(0, whole.find(options.stop[1])));
+            EXPECT_EQ(streamed, result.text);
+        }
+    }
+}
+
+TEST_F(SessionTest, TextThatOnlyBeginsAStopTextIsShownInTheEnd) {
+    const std::string whole = run(drawn(20)).text;
+    GenerateOptions options = drawn(20);
+    options.stop = {whole.substr(whole.size() - 1) + "never follows"};
+    EXPECT_EQ(run(options).text, whole);
+}
+
+TEST_F(SessionTest, TheSinkStopsTheAnswer) {
+    int calls = 0;
+    const auto result = run(drawn(60), [&](std::string_view) { return ++calls < 5; });
+    EXPECT_EQ(result.stop_reason, "interrupted");
+    EXPECT_EQ(result.tokens.size(), 5U);
+}
+
+TEST_F(SessionTest, AnUnknownSequenceIsAnError) {
+    const auto prompt = random_tokens(10, 3);
+    const SequenceId sequence = start(prompt);
+    tiny.engine->release(sequence);
+    EXPECT_FALSE(generate(*tiny.engine, sequence, logits, drawn(4)));
+}
+
+TEST_F(SessionTest, PromptsHoldDocumentAndQuestion) {
+    const auto& tokenizer = tiny.model->tokenizer();
+    const auto text = [&](std::string_view document, std::string_view question,
+                          std::optional<ChatTemplate> chat, std::string_view system = {}) {
+        const auto tokens = question_prompt(*tiny.model, document, question, chat, system);
+        return tokens ? tokenizer.decode(*tokens, true) : tokens.error().message;
+    };
+    const auto ends_with = [](const std::string& whole, std::string_view end) {
+        return whole.ends_with(end);
+    };
+    EXPECT_TRUE(ends_with(text("doc", "why", {}), "doc\n\nQuestion: why\nAnswer:"));
+    EXPECT_TRUE(ends_with(text("doc", "", {}), "doc"));
+    EXPECT_TRUE(ends_with(text("", "why", {}), "why\nAnswer:"));
+    const std::string chat = text("doc", "why", ChatTemplate::chatml, "be kind");
+    EXPECT_NE(chat.find("be kind"), std::string::npos) << chat;
+    EXPECT_NE(chat.find("doc\n\nQuestion: why"), std::string::npos) << chat;
+    EXPECT_TRUE(ends_with(chat, "assistant\n")) << chat;
+    EXPECT_FALSE(question_prompt(*tiny.model, "", "", {}));
+}
+
+TEST_F(SessionTest, AFurtherTurnContinuesTheRenderedConversation) {
+    const auto& tokenizer = tiny.model->tokenizer();
+    for (const auto chat : {ChatTemplate::chatml, ChatTemplate::llama3, ChatTemplate::zephyr,
+                            ChatTemplate::phi3, ChatTemplate::gemma}) {
+        const Message first[] = {{"user", "one"}};
+        const Message all[] = {{"user", "one"}, {"assistant", "two"}, {"user", "three"}};
+        const auto render = [&](std::span<const Message> messages) {
+            return tokenizer.decode(tokenizer.encode(chat_render(chat, messages, true), false),
+                                    true);
+        };
+        const std::string turn =
+            tokenizer.decode(next_turn_prompt(*tiny.model, "three", chat), true);
+        EXPECT_EQ(render(first) + "two" + turn, render(all)) << chat_template_name(chat);
+    }
+}
+
+TEST(TruncateMiddle, KeepsBothEnds) {
+    const std::vector<Token> tokens = {0, 1, 2, 3, 4, 5, 6};
+    EXPECT_EQ(truncate_middle(tokens, 7), tokens);
+    EXPECT_EQ(truncate_middle(tokens, 99), tokens);
+    EXPECT_EQ(truncate_middle(tokens, 4), (std::vector<Token>{0, 1, 5, 6}));
+    EXPECT_EQ(truncate_middle(tokens, 5), (std::vector<Token>{0, 1, 4, 5, 6}));
+    EXPECT_EQ(truncate_middle(tokens, 1), (std::vector<Token>{6}));
+    EXPECT_TRUE(truncate_middle(tokens, 0).empty());
+}
+
+}  // namespace
+}  // namespace headkv::test

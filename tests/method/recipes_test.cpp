@@ -1,0 +1,426 @@
+// What holds for every method: a new line in the table is tested by being there.
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <set>
+
+#include "method/naive.h"
+
+namespace headkv {
+namespace {
+
+constexpr HeadShape kShape{5, 6, 3};
+constexpr std::int64_t kHeads = 15;
+constexpr std::int64_t kRowBytes = 256;
+constexpr std::int64_t kPrompt = 301;
+
+using Kept = std::vector<std::vector<std::int32_t>>;  // [layers * kv_heads]
+
+MethodConfig config_of(const Recipe& recipe, double rows) {
+    MethodConfig config;
+    config.method = std::string(recipe.name);
+    config.budget = {Budget::Unit::rows, rows};
+    config.options.window = 8;
+    auto scores = naive::random_scores(kShape, 11);
+    scores.kind = std::string(recipe.score_kind);
+    config.scores = std::make_shared<const HeadScores>(std::move(scores));
+    return config;
+}
+
+std::vector<float> observation(const Method& method, std::int64_t prompt, std::uint32_t seed) {
+    if (method.observe() == 0) return {};
+    return naive::random_values(static_cast<std::size_t>(kShape.query_heads * prompt), seed);
+}
+
+Kept keep_all(const Method& method, std::int64_t prompt) {
+    Kept kept;
+    for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
+        const auto observed = observation(method, prompt, static_cast<std::uint32_t>(layer + 100));
+        for (auto& head : method.keep_layer(layer, observed)) kept.push_back(std::move(head));
+    }
+    return kept;
+}
+
+std::int64_t count(const Kept& kept) {
+    std::int64_t total = 0;
+    for (const auto& head : kept) total += static_cast<std::int64_t>(head.size());
+    return total;
+}
+
+bool strictly_ascending(const std::vector<std::int32_t>& positions) {
+    return std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) ==
+           positions.end();
+}
+
+class EveryRecipe : public testing::TestWithParam<Recipe> {
+protected:
+    Method make(double rows, std::int64_t prompt = kPrompt) const {
+        return Method::create(config_of(GetParam(), rows), kShape, prompt, kRowBytes).value();
+    }
+    bool full() const { return GetParam().allocate == AllocateStep::all; }
+    bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Table, EveryRecipe, testing::ValuesIn(recipes().begin(), recipes().end()),
+                         [](const auto& info) {
+                             std::string name(info.param.name);
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name;
+                         });
+
+TEST_P(EveryRecipe, SpendsTheBudgetExactly) {
+    for (const double rows : {8.0, 9.5, 31.0, 64.2, 150.0, 299.0, 300.9}) {
+        const Method method = make(rows);
+        const auto expected =
+            full() ? kPrompt * kHeads : static_cast<std::int64_t>(std::llround(rows * kHeads));
+        EXPECT_EQ(count(keep_all(method, kPrompt)), expected) << rows;
+        EXPECT_EQ(method.runs_as_full(), full());
+        EXPECT_DOUBLE_EQ(method.rows_budget(), full() ? kPrompt : rows);
+    }
+}
+
+TEST_P(EveryRecipe, ABudgetAboveThePromptRunsAsFull) {
+    for (const double rows : {301.0, 1000.0, 1e300}) {
+        const Method method = make(rows);
+        EXPECT_TRUE(method.runs_as_full());
+        EXPECT_EQ(method.observe(), 0);
+        EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * kHeads);
+    }
+}
+
+TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
+    for (const std::int64_t prompt : {33, 64, 301}) {
+        for (const double rows : {8.0, 32.0, 150.0}) {
+            for (const auto& head : keep_all(make(rows, prompt), prompt)) {
+                ASSERT_TRUE(strictly_ascending(head));
+                ASSERT_LE(static_cast<std::int64_t>(head.size()), prompt);
+                ASSERT_GE(head.front(), 0);
+                ASSERT_LT(head.back(), prompt);
+            }
+        }
+    }
+}
+
+TEST_P(EveryRecipe, KeepsTheWindowOrTheSinks) {
+    for (const double rows : {8.0, 20.0, 150.0}) {
+        for (const auto& head : keep_all(make(rows), kPrompt)) {
+            if (GetParam().select == SelectStep::sinks_recent) {
+                EXPECT_EQ(head[3], 3);
+                EXPECT_EQ(head.back(), kPrompt - 1);
+            } else {
+                EXPECT_EQ(head[head.size() - 8], kPrompt - 8);
+            }
+        }
+    }
+}
+
+TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
+    const Method method = make(40);
+    const std::vector<float> flat(
+        method.observe() > 0 ? static_cast<std::size_t>(kShape.query_heads * kPrompt) : 0, 0.25F);
+    for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
+        const auto kept = method.keep_layer(layer, flat);
+        EXPECT_EQ(kept, make(40).keep_layer(layer, flat));
+        for (const auto& head : kept) {
+            // Ties go to the lower position: what is kept of the text is its beginning.
+            if (windowed()) {
+                EXPECT_EQ(head[head.size() - 9], static_cast<int>(head.size()) - 9);
+            }
+        }
+    }
+}
+
+// A larger budget keeps a superset. Rounding may take a row from one head for another (largest
+// remainder), and adaptive allocation may move rows between heads: there only sums can grow.
+TEST_P(EveryRecipe, IsMonotoneInTheBudget) {
+    const bool nested = GetParam().allocate != AllocateStep::adaptive;
+    Kept previous;
+    std::int64_t before = 0;
+    for (double rows = 8; rows < 330; rows += 23) {
+        const auto kept = keep_all(make(rows), kPrompt);
+        EXPECT_GE(count(kept), before);
+        before = count(kept);
+        for (std::size_t head = 0; nested && head < previous.size(); ++head) {
+            EXPECT_TRUE(std::includes(kept[head].begin(), kept[head].end(), previous[head].begin(),
+                                      previous[head].end()))
+                << "rows " << rows << " head " << head;
+        }
+        previous = kept;
+    }
+}
+
+TEST_P(EveryRecipe, AHeadLosesAtMostOneRowToRoundingWhenTheBudgetGrows) {
+    if (GetParam().allocate == AllocateStep::adaptive) {
+        GTEST_SKIP() << "rows move between the heads of a layer";
+    }
+    Kept previous;
+    for (std::int64_t total = 8 * kHeads; total < 60 * kHeads; ++total) {
+        const auto kept = keep_all(make(static_cast<double>(total) / kHeads), kPrompt);
+        for (std::size_t head = 0; head < previous.size(); ++head) {
+            ASSERT_GE(kept[head].size() + 1, previous[head].size());
+        }
+        previous = kept;
+    }
+}
+
+TEST_P(EveryRecipe, SharesAndBytesAreExact) {
+    auto config = config_of(GetParam(), 0);
+    config.budget = {Budget::Unit::bytes, 12345.0 * 21 + 0.5};
+    const auto by_bytes = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    config.budget = {Budget::Unit::share, 0.123};
+    const auto by_share = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    const std::int64_t all = kPrompt * kHeads;
+    EXPECT_EQ(count(keep_all(by_bytes, kPrompt)), full() ? all : 12345 * 21 / kRowBytes);
+    EXPECT_EQ(count(keep_all(by_share, kPrompt)),
+              full() ? all : std::llround(0.123 * kPrompt * kHeads));
+    config.budget = {Budget::Unit::share, 1.0};
+    EXPECT_TRUE(Method::create(config, kShape, kPrompt, kRowBytes).value().runs_as_full());
+}
+
+TEST_P(EveryRecipe, BoundsHoldWhatWasKeptAndSumToTheBudget) {
+    for (const std::int64_t prompt : {10, 40, 70, 301}) {
+        const Method method = make(64, prompt);
+        const auto kept = keep_all(method, prompt);
+        std::int64_t total = 0;
+        for (std::int64_t i = 0; i < kHeads; ++i) {
+            const auto rows = static_cast<std::int64_t>(kept[static_cast<std::size_t>(i)].size());
+            const std::int64_t bound = method.bound(i / 3, i % 3, rows);
+            EXPECT_GE(bound, rows);
+            if (full()) {
+                EXPECT_EQ(bound, std::numeric_limits<std::int64_t>::max());
+            } else {
+                total += bound;
+            }
+        }
+        if (!full()) {
+            EXPECT_EQ(total, 64 * kHeads) << prompt;
+        }
+    }
+}
+
+TEST_P(EveryRecipe, ReselectsExactlyAsManyRowsAsAsked) {
+    const Method method = make(64);
+    for (const std::int64_t n : {1, 7, 8, 9, 65, 192}) {
+        const auto observed = naive::random_values(static_cast<std::size_t>(kShape.group() * n), 5);
+        for (std::int64_t rows = 5; rows <= n + 2; ++rows) {
+            const auto kept = method.keep_head(observed, n, rows);
+            ASSERT_EQ(static_cast<std::int64_t>(kept.size()), full() ? n : std::min(n, rows));
+            ASSERT_TRUE(strictly_ascending(kept));
+            ASSERT_EQ(kept.back(), n - 1);
+            if (windowed() && rows >= 8 && n >= 8) {
+                ASSERT_EQ(kept[kept.size() - 8], n - 8);
+            }
+        }
+    }
+}
+
+TEST_P(EveryRecipe, ReselectionRanksAsPrefillDoes) {
+    // The rows of head 1 of a layer, put to the decode-time selection with the same observation.
+    const Method method = make(64);
+    if (method.observe() == 0) GTEST_SKIP() << "no observation";
+    const auto observed = observation(method, kPrompt, 9);
+    const auto kept = method.keep_layer(2, observed)[1];
+    const auto group = std::span(observed).subspan(static_cast<std::size_t>(2 * kPrompt),
+                                                   static_cast<std::size_t>(2 * kPrompt));
+    EXPECT_EQ(method.keep_head(group, kPrompt, static_cast<std::int64_t>(kept.size())), kept);
+}
+
+TEST_P(EveryRecipe, SurvivesBrokenObservations) {
+    const Method method = make(40);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    auto observed = observation(method, kPrompt, 3);
+    for (std::size_t i = 0; i < observed.size(); i += 3) observed[i] = nan;
+    std::int64_t total = 0;
+    for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
+        for (const auto& head : method.keep_layer(layer, observed)) {
+            EXPECT_TRUE(strictly_ascending(head));
+            total += static_cast<std::int64_t>(head.size());
+        }
+    }
+    EXPECT_EQ(total, full() ? kPrompt * kHeads : 40 * kHeads);
+}
+
+TEST_P(EveryRecipe, HasALineForTheReader) {
+    const Recipe& recipe = GetParam();
+    EXPECT_EQ(find_recipe(recipe.name).value()->name, recipe.name);
+    EXPECT_FALSE(recipe.summary.empty());
+    EXPECT_EQ(recipe.paper.empty(), full());
+    EXPECT_EQ(recipe.score_kind.empty(), recipe.allocate != AllocateStep::head_importance);
+}
+
+// --- what single recipes do with the steps
+
+TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
+    std::vector<std::string_view> names;
+    for (const Recipe& recipe : recipes()) names.push_back(recipe.name);
+    EXPECT_EQ(names, (std::vector<std::string_view>{"full", "streaming-llm", "snapkv", "pyramidkv",
+                                                    "ada-kv", "headkv-r", "headkv-r2"}));
+}
+
+TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
+    const auto message = [](std::string_view name) { return find_recipe(name).error().message; };
+    EXPECT_EQ(find_recipe("snapkw").error().kind, ErrorKind::bad_input);
+    EXPECT_NE(message("snapkw").find("'snapkv'"), std::string::npos);
+    EXPECT_NE(message("headkv_r2").find("'headkv-r2'"), std::string::npos);
+    EXPECT_NE(message("").find("streaming-llm, "), std::string::npos);
+    EXPECT_LT(message(std::string(100000, 'x')).size(), 400U);
+}
+
+TEST(Recipes, MatchTheStepsByHand) {
+    for (const Recipe& recipe : recipes()) {
+        if (recipe.select != SelectStep::top_k_window) continue;
+        auto config = config_of(recipe, 37.4);
+        config.options.kernel = 5;
+        config.options.pool = Pool::avg;
+        config.options.group_reduce = GroupReduce::max;
+        const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+        const auto shares = kv_head_shares(*config.scores, kShape);
+        Plan plan = allocate_uniform(kShape, 37.4, kPrompt);
+        if (recipe.allocate == AllocateStep::pyramid) {
+            plan = allocate_pyramid(kShape, 37.4, 8, 20, kPrompt);
+        } else if (recipe.allocate == AllocateStep::head_importance) {
+            plan = allocate_head_importance(kShape, shares, 37.4, 8, 2, kPrompt);
+        }
+        for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
+            const auto observed = observation(method, kPrompt, static_cast<std::uint32_t>(layer));
+            const auto values =
+                score_window(observed, kShape, kPrompt, 8, 5, Pool::avg, GroupReduce::max);
+            std::vector<std::int64_t> rows;
+            for (std::int64_t head = 0; head < 3; ++head) rows.push_back(plan.at(layer, head));
+            if (recipe.allocate == AllocateStep::adaptive) {
+                const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+                rows = allocate_adaptive(values, 3, total, 8, 0.2, true);
+            }
+            const auto kept = method.keep_layer(layer, observed);
+            for (std::size_t head = 0; head < 3; ++head) {
+                const std::vector<float> row(
+                    values.begin() + static_cast<std::ptrdiff_t>(head * (kPrompt - 8)),
+                    values.begin() + static_cast<std::ptrdiff_t>((head + 1) * (kPrompt - 8)));
+                EXPECT_EQ(kept[head], naive::top_k_window(row, kPrompt, 8, rows[head]))
+                    << recipe.name;
+            }
+        }
+    }
+}
+
+TEST(Recipes, ObserveIsTheWindowUnlessSaid) {
+    auto config = config_of(*find_recipe("snapkv").value(), 64);
+    const auto observe = [&](std::int64_t prompt) {
+        return Method::create(config, kShape, prompt, kRowBytes).value().observe();
+    };
+    EXPECT_EQ(observe(kPrompt), 8);
+    config.options.observe = 32;
+    EXPECT_EQ(observe(kPrompt), 32);
+    config.options.observe = 1000;
+    EXPECT_EQ(observe(kPrompt), kPrompt);
+    config.method = "streaming-llm";
+    EXPECT_EQ(observe(kPrompt), 0);
+}
+
+TEST(Recipes, PaperPreset) {
+    const MethodOptions options = preset_paper();
+    EXPECT_EQ(options.window, 8);
+    EXPECT_EQ(options.kernel, 7);
+    EXPECT_EQ(options.pool, Pool::max);
+    EXPECT_EQ(options.beta, 1.2);
+    EXPECT_EQ(options.floor, 0.2);
+}
+
+// --- what create refuses
+
+class Refuses : public testing::Test {
+protected:
+    Refuses() : config_(config_of(*find_recipe("headkv-r2").value(), 64)) {}
+
+    // The message of the refusal, or "accepted".
+    std::string message(std::int64_t prompt = kPrompt) const {
+        const auto method = Method::create(config_, kShape, prompt, kRowBytes);
+        if (method) return "accepted";
+        EXPECT_EQ(method.error().kind, ErrorKind::bad_input);
+        EXPECT_EQ(method.error().message.find('\n'), std::string::npos);
+        return method.error().message;
+    }
+    bool refused_with(std::string_view part, std::int64_t prompt = kPrompt) const {
+        return message(prompt).find(part) != std::string::npos;
+    }
+
+    MethodConfig config_;
+};
+
+TEST_F(Refuses, NothingOrdinary) { EXPECT_EQ(message(), "accepted"); }
+
+TEST_F(Refuses, BudgetsBelowTheMinimumAndNamesIt) {
+    config_.budget.value = 7;
+    EXPECT_TRUE(refused_with("at least 8 rows")) << message();
+    EXPECT_TRUE(refused_with("at least 8 rows", 5)) << message(5);
+    config_.budget = {Budget::Unit::bytes, 8 * kHeads * kRowBytes - 1.0};
+    EXPECT_TRUE(refused_with("at least 30720 bytes")) << message();
+    config_.budget.value += 1;
+    EXPECT_EQ(message(), "accepted");
+    config_.budget = {Budget::Unit::share, 0.02};
+    EXPECT_TRUE(refused_with("at least 2.66% (8 rows)")) << message();
+    config_.budget.value = 0.0266;
+    EXPECT_EQ(message(), "accepted");
+    config_.method = "streaming-llm";
+    config_.budget = {Budget::Unit::rows, 4};
+    EXPECT_TRUE(refused_with("at least 5 rows")) << message();
+}
+
+TEST_F(Refuses, BudgetsThatAreNone) {
+    for (const double value : {0.0, -1.0, std::nan(""), static_cast<double>(INFINITY)}) {
+        for (const auto unit : {Budget::Unit::rows, Budget::Unit::bytes, Budget::Unit::share}) {
+            config_.budget = {unit, value};
+            EXPECT_TRUE(refused_with("must be above 0")) << message();
+        }
+    }
+    config_.budget = {Budget::Unit::share, 1.5};
+    EXPECT_TRUE(refused_with("between 0 and 1")) << message();
+}
+
+TEST_F(Refuses, OptionsOutOfRange) {
+    const auto with = [&](auto change, std::string_view part) {
+        const auto kept = config_;
+        change(config_.options);
+        EXPECT_TRUE(refused_with(part)) << part << ": " << message();
+        config_ = kept;
+    };
+    with([](auto& o) { o.kernel = 4; }, "kernel is 4");
+    with([](auto& o) { o.kernel = -1; }, "kernel is -1");
+    with([](auto& o) { o.kernel = 1LL << 40; }, "odd");
+    with([](auto& o) { o.window = 0; }, "window is 0");
+    with([](auto& o) { o.observe = -1; }, "observe is -1");
+    with([](auto& o) { o.beta = 0.9; }, "beta is 0.9");
+    with([](auto& o) { o.beta = std::nan(""); }, "beta");
+    with([](auto& o) { o.pyramid_beta = 0; }, "pyramid beta");
+    with([](auto& o) { o.floor = 1.1; }, "floor");
+    with([](auto& o) { o.sinks = -1; }, "sinks");
+    with([](auto& o) { o.reserve = 0; }, "reserve");
+}
+
+TEST_F(Refuses, ScoresThatAreMissingOrOfAnotherShapeOrKind) {
+    auto other = std::make_shared<HeadScores>(*config_.scores);
+    config_.scores = nullptr;
+    EXPECT_TRUE(refused_with("calibrate --kind r2")) << message();
+    other->kind = "r";
+    config_.scores = other;
+    EXPECT_TRUE(refused_with("--method headkv-r")) << message();
+    other->kind = "task";
+    EXPECT_EQ(message(), "accepted");
+    other->shape.kv_heads = 0;  // the published form
+    EXPECT_EQ(message(), "accepted");
+    other->shape = {4, 6, 3};
+    EXPECT_TRUE(refused_with("4 layers of 6 query heads")) << message();
+    other->shape = kShape;
+    other->mean[3] = std::nan("");
+    EXPECT_TRUE(refused_with("negative or infinite")) << message();
+}
+
+TEST_F(Refuses, ShapesAndPromptsThatCannotBe) {
+    EXPECT_TRUE(refused_with("empty", 0)) << message(0);
+    EXPECT_FALSE(Method::create(config_, {2, 5, 3}, 10, 4));
+    EXPECT_FALSE(Method::create(config_, {0, 6, 3}, 10, 4));
+    EXPECT_FALSE(Method::create(config_, kShape, 10, 0));
+}
+
+}  // namespace
+}  // namespace headkv
