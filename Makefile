@@ -10,9 +10,9 @@ DOC ?= examples/demo/document.txt
 ROWS ?= 128
 export CUDA JOBS GGML_PREFIX MODEL
 
-configure = cmake -S . -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -Dggml_DIR=$$(tools/setup ggml-dir) $(CMAKE_FLAGS)
+configure = cmake -S . -G Ninja -DHEADKV_PCH=ON -DCMAKE_CXX_COMPILER=$(CXX) -Dggml_DIR=$$(tools/setup ggml-dir) $(CMAKE_FLAGS)
 
-.PHONY: help setup build demo test install lint format sanitize bench clean distclean
+.PHONY: help setup build program demo test install lint format sanitize bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +26,11 @@ setup: ## installs what is missing: Debian packages, ggml, the default model
 build: setup ## compiles everything into build/
 	@$(configure) -B $(BUILD) --log-level=NOTICE && ninja -C $(BUILD) -j $(JOBS)
 
-demo: build ## answers questions about a document, with the full cache and with headkv-r2
+# Only the program: a demo need not wait for the tests to be compiled.
+program: setup
+	@$(configure) -B $(BUILD) --log-level=NOTICE && ninja -C $(BUILD) -j $(JOBS) headkv-cli
+
+demo: program ## answers questions about a document, with the full cache and with headkv-r2
 	@BUILD='$(BUILD)' DOC='$(DOC)' QUESTION='$(subst ','\'',$(QUESTION))' ROWS='$(ROWS)' tools/demo
 
 test: build ## runs all tests
@@ -44,12 +48,12 @@ format: ## formats our sources in place
 	@tools/setup lint-packages && tools/lint fix
 
 sanitize: setup ## tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(configure) -B build-asan -DHEADKV_SANITIZE=address,undefined -DHEADKV_EXAMPLES=OFF \
+	@$(configure) -B build-asan -DHEADKV_SANITIZE=address,undefined -DHEADKV_EXAMPLES=OFF -DHEADKV_PCH=OFF \
 	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' --log-level=NOTICE \
 	  && ninja -C build-asan -j $(JOBS)
 	@tools/run-sanitized
 
-bench: build ## speed and memory at several depths, full cache against headkv-r2
+bench: program ## speed and memory at several depths, full cache against headkv-r2
 	@$(BUILD)/bin/headkv bench -m $(or $(MODEL),.deps/models/smollm2-135m.gguf) --depth 0,4096,7500 --methods full,headkv-r2 --rows $(ROWS)
 
 clean: ## removes what was built, keeps what was fetched

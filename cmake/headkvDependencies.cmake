@@ -18,13 +18,15 @@ if(HEADKV_DNNL)
   mark_as_advanced(HEADKV_DNNL_INCLUDE_DIR HEADKV_DNNL_LIBRARY)
   if(HEADKV_DNNL_INCLUDE_DIR AND HEADKV_DNNL_LIBRARY)
     set(HEADKV_HAVE_DNNL ON)
-    find_package(OpenMP REQUIRED COMPONENTS CXX)  # Debian's oneDNN threads with it; we must say how many
+    # Debian's oneDNN threads with OpenMP; we must say how many. Its library is all that we need, not
+    # the compiler flag.
+    find_package(OpenMP REQUIRED COMPONENTS CXX)
     if(NOT TARGET headkv_dnnl_import)
       add_library(headkv_dnnl_import UNKNOWN IMPORTED GLOBAL)
       set_target_properties(headkv_dnnl_import PROPERTIES
         IMPORTED_LOCATION "${HEADKV_DNNL_LIBRARY}"
         INTERFACE_INCLUDE_DIRECTORIES "${HEADKV_DNNL_INCLUDE_DIR}"
-        INTERFACE_LINK_LIBRARIES OpenMP::OpenMP_CXX)
+        INTERFACE_LINK_LIBRARIES "${OpenMP_CXX_LIBRARIES}")
     endif()
   endif()
 endif()

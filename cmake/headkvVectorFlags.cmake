@@ -28,7 +28,7 @@ function(headkv_vector_flags)
         # g++ 12 takes the undefined registers in its own AVX-512 headers for our mistake.
         list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)
       endif()
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}" SKIP_PRECOMPILE_HEADERS ON)
     endif()
   endforeach()
 endfunction()

@@ -17,7 +17,24 @@ struct Message {
     std::string content;  // plain text
 };
 
-enum class ChatTemplate { chatml, llama2, llama3, mistral, gemma, phi3, zephyr };
+enum class ChatTemplate {
+    chatml,
+    llama2,  // system text without marks of its own
+    llama3,
+    mistral,  // v3
+    gemma,
+    phi3,
+    zephyr,  // turns end with <|endoftext|>
+    // The same families with other marks or spacing.
+    llama2_sys,        // system text between <<SYS>> marks
+    llama2_sys_bos,    // ... and <s> before every later turn
+    llama2_sys_strip,  // ... and every message stripped
+    mistral_v1,
+    mistral_v3_tekken,
+    mistral_v7,
+    mistral_v7_tekken,
+    zephyr_beta  // turns end with </s>: Zephyr-7B, TinyLlama
+};
 
 // The names of --chat-template, in the order of the enum: "chatml", "llama2", ...
 std::span<const std::string_view> chat_template_names();

@@ -38,9 +38,9 @@ std::optional<std::pair<std::string, ProbeOutcome>> from_json(const nlohmann::js
 
 // A model's answer inside an error line: one line, not too long.
 std::string in_quotes(std::string_view answer) {
-    std::string text(answer.substr(0, 60));
+    std::string text(answer.substr(0, 100));
     std::replace(text.begin(), text.end(), '\n', ' ');
-    return '"' + text + (answer.size() > 60 ? "...\"" : "\"");
+    return '"' + text + (answer.size() > 100 ? "...\"" : "\"");
 }
 
 std::string sample_answers(const std::vector<ProbeOutcome>& outcomes) {
@@ -81,7 +81,6 @@ nlohmann::json settings_json(const CalibrationSettings& settings, const Haystack
         {"pass_metric", r ? "rouge-1 recall" : "answer F1"},
         {"seed", settings.seed}};
     if (r) json["max_tokens"] = settings.max_tokens;
-    if (settings.limit > 0) json["limit"] = settings.limit;
     return json;
 }
 

@@ -17,13 +17,23 @@ struct Arguments {
     std::string kind = "r2";
     std::string out, haystack, needles, json;
     CalibrationSettings settings;
-    bool lengths_given = false;
+    bool lengths_given = false, depths_given = false, limit_given = false;
 };
 
+// Enough for standard errors well below the scores, and a small model is done in minutes on two
+// cores. Who gives needles, lengths or depths gets the whole grid.
+constexpr std::int64_t default_probes = 72;
+
+// R asks for single facts. R2 asks for comparisons as its paper does, and for facts too: a model
+// too small to compare two ages would otherwise leave almost no probe to measure.
 Result<std::vector<Needle>> chosen_needles(const Arguments& arguments) {
     if (!arguments.needles.empty()) return load_needles(arguments.needles);
-    const auto builtin = arguments.kind == "r" ? single_fact_needles() : comparison_needles();
-    return std::vector<Needle>(builtin.begin(), builtin.end());
+    const auto facts = single_fact_needles();
+    if (arguments.kind == "r") return std::vector<Needle>(facts.begin(), facts.end());
+    const auto comparisons = comparison_needles();
+    std::vector<Needle> needles(comparisons.begin(), comparisons.end());
+    needles.insert(needles.end(), facts.begin(), facts.begin() + std::ssize(comparisons));
+    return needles;
 }
 
 Result<void> check(const Arguments& arguments) {
@@ -90,6 +100,10 @@ Result<void> run(Arguments& arguments) {
     settings.kind = arguments.kind == "r" ? ScoreKind::r : ScoreKind::r2;
     settings.chat = *chat;
     fit_lengths(arguments, info.context);
+    if (!arguments.limit_given && !arguments.lengths_given && !arguments.depths_given &&
+        arguments.needles.empty()) {
+        settings.limit = default_probes;
+    }
     auto engine = Engine::create(*model);
     if (!engine) return tl::unexpected(engine.error());
 
@@ -162,13 +176,19 @@ void register_calibrate(CLI::App& app, Status& status) {
     command
         .add_option("--depths", arguments->settings.depths,
                     "where the needle stands, percent (default: 15, 50, 85)")
-        ->delimiter(',');
+        ->delimiter(',')
+        ->each([arguments](const std::string&) { arguments->depths_given = true; });
     command.add_option("--haystack", arguments->haystack,
                        "folder of .txt files (default: built-in prose)");
     command.add_option("--needles", arguments->needles,
                        "JSON lines of needle, question, real_needle, answer (default: built-in)");
-    command.add_option("--limit", arguments->settings.limit, "most probes, 0: all")
-        ->check(CLI::NonNegativeNumber);
+    command
+        .add_option("--limit", arguments->settings.limit,
+                    fmt::format("most probes, 0: all (default: {}; all if needles, lengths or "
+                                "depths are given)",
+                                default_probes))
+        ->check(CLI::NonNegativeNumber)
+        ->each([arguments](const std::string&) { arguments->limit_given = true; });
     command.add_option("--seed", arguments->settings.seed, "of the prose and the order")
         ->capture_default_str();
     command.add_flag("--raw", arguments->prompt.raw, "no chat template");

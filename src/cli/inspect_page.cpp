@@ -9,14 +9,18 @@ namespace headkv::cli {
 
 namespace {
 
-// Both scales are square roots: most heads and tokens have few rows, and their differences matter.
-double shade(double value, double most) { return most > 0 ? std::sqrt(value / most) : 0; }
+// Few heads have most of the rows and most tokens few of the heads: both scales are bent, so that
+// small figures can still be told apart.
+constexpr double kHeatBend = 0.7, kTokenBend = 0.5;
+double shade(double value, double most, double bend) {
+    return most > 0 ? std::pow(value / most, bend) : 0;
+}
 
 constexpr int kLevels = 10;  // shades of a token
 
 int token_level(std::int64_t heads, std::int64_t all) {
     if (heads == 0) return 0;
-    const double share = shade(static_cast<double>(heads), static_cast<double>(all));
+    const double share = shade(static_cast<double>(heads), static_cast<double>(all), kTokenBend);
     return std::max(1, static_cast<int>(std::lround(share * kLevels)));
 }
 
@@ -31,8 +35,8 @@ std::string level_styles() {
 }
 
 constexpr std::string_view styles = R"(
-:root{--bg:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6d6a64;--faint:#b3afa7;--line:#e6e2da;--a:217 94 22;--b:26 115 160}
-@media(prefers-color-scheme:dark){:root{--bg:#151515;--card:#1d1d1e;--ink:#ebe8e2;--soft:#a19d95;--faint:#66635d;--line:#323130;--a:238 125 44;--b:92 178 222}}
+:root{--bg:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6d6a64;--faint:#9d988f;--line:#e6e2da;--a:217 94 22;--b:26 115 160}
+@media(prefers-color-scheme:dark){:root{--bg:#151515;--card:#1d1d1e;--ink:#ebe8e2;--soft:#a19d95;--faint:#7b776f;--line:#323130;--a:238 125 44;--b:92 178 222}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:40px 24px 80px}
@@ -62,7 +66,7 @@ button{font:inherit;font-size:13px;color:var(--ink);background:var(--bg);border:
 button[hidden]{display:none}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;line-height:1.85;margin-top:14px;font-size:15px}
 .text span{border-radius:2px;padding:1px 0}
-.text .k0{color:var(--faint)}
+.k0{color:var(--faint)}
 .text .c{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
 .text i{font-style:normal;opacity:.45;font-size:11px}
 .one .text span{background:none;color:var(--faint)}
@@ -133,7 +137,7 @@ std::string heat_legend(std::size_t most) {
     std::string html = "<div class=legend>";
     for (const double share : {0.0, 0.25, 0.5, 0.75, 1.0}) {
         html += fmt::format("<span><i style='background:rgb(var(--a)/{:.2f})'></i>{:.0f}</span>",
-                            share, share * share * static_cast<double>(most));
+                            share, std::pow(share, 1 / kHeatBend) * static_cast<double>(most));
     }
     return html + "<span>rows</span></div>";
 }
@@ -157,7 +161,7 @@ std::string heat_map(const Inspection& inspection) {
                 "<title>layer {}, head {}: {} rows, {:.1f}% of the prompt</title>"
                 "<rect x={} y={} width={} height={} rx=3 fill-opacity={:.3f} /></g>",
                 l * heads + h, l, h, rows, part, left + l * step, top + h * height, step - 3,
-                height - 3, shade(static_cast<double>(rows), static_cast<double>(most)));
+                height - 3, shade(static_cast<double>(rows), static_cast<double>(most), kHeatBend));
         }
     }
     std::string labels;
@@ -187,7 +191,7 @@ std::string density_chart(const std::vector<std::int64_t>& counts, std::int64_t 
         double sum = 0;
         for (std::size_t i = begin; i < end; ++i) sum += static_cast<double>(counts[i]);
         const double mean = sum / static_cast<double>(end - begin);
-        const double y = height * (1 - shade(mean, static_cast<double>(all)));
+        const double y = height * (1 - shade(mean, static_cast<double>(all), kTokenBend));
         points += fmt::format(" {:.1f},{:.1f} {:.1f},{:.1f}",
                               width * static_cast<double>(bin) / static_cast<double>(bins), y,
                               width * static_cast<double>(bin + 1) / static_cast<double>(bins), y);
@@ -277,7 +281,8 @@ std::string inspection_page(const Inspection& inspection) {
         escape_html(inspection.info.method), escape_html(inspection.model), styles, level_styles());
     html += header(inspection);
     html +=
-        "<section><h2>Rows per layer and head</h2><p>Darker: the head kept more of the prompt. "
+        "<section><h2>Rows per layer and head</h2><p>The stronger the colour, the more the head "
+        "kept of the prompt. "
         "Select a head to see its own tokens below.</p>";
     html += heat_map(inspection) + heat_legend(most_rows(inspection)) + settings_line(inspection);
     html +=

@@ -33,7 +33,9 @@ std::string nearest_flag(const CLI::App& command, const std::string& word) {
     std::size_t best_distance = 4;  // further away is no typing mistake
     for (const CLI::Option* option : command.get_options()) {
         for (const std::string& name : option->get_lnames()) {
-            const std::size_t distance = edit_distance("--" + name, word);
+            // A flag that was cut short is the likeliest mistake of all.
+            const bool cut = word.size() > 3 && ("--" + name).starts_with(word);
+            const std::size_t distance = cut ? 0 : edit_distance("--" + name, word);
             if (distance < best_distance && distance < word.size() / 2) {
                 best_distance = distance;
                 best = "--" + name;

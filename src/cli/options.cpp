@@ -46,15 +46,17 @@ Result<std::shared_ptr<const HeadScores>> given_scores(const MethodArguments& ar
         if (!scores) return tl::unexpected(scores.error());
         const bool fits = scores->kind.empty() || scores->kind == recipe.score_kind;
         if (chosen && !fits) continue;
-        const bool found = fits;
         chosen = std::make_shared<const HeadScores>(std::move(*scores));
         file = path;
-        if (found) break;
+        if (fits) break;
     }
     auto checked =
         check_head_scores(*chosen, model.shape, model.fingerprint, arguments.force_scores);
     if (!checked) return tl::unexpected(checked.error());
-    if (!chosen->kind.empty() && chosen->kind != recipe.score_kind) {
+    // Method::create refuses the kind of another method; any other kind is the user's choice.
+    const bool of_a_method = std::ranges::any_of(
+        recipes(), [&](const Recipe& other) { return other.score_kind == chosen->kind; });
+    if (!chosen->kind.empty() && !of_a_method) {
         note(fmt::format("{} holds scores of kind {}, {} was made for kind {}", file, chosen->kind,
                          recipe.name, recipe.score_kind));
     }
@@ -138,8 +140,9 @@ void add_budget_options(CLI::App& command, MethodArguments& arguments) {
 
 void add_score_options(CLI::App& command, MethodArguments& arguments) {
     command
-        .add_option("--heads", arguments.heads,
-                    "head scores; default: found by the model's fingerprint")
+        .add_option(
+            "--heads", arguments.heads,
+            "head scores (repeatable, one a kind); default: found by the model's fingerprint")
         ->allow_extra_args(false)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->type_name("FILE")

@@ -163,7 +163,7 @@ Result<void> print_report(const Job& job) {
     } else {
         fmt::print(stderr, "\n{} tokens read once in {}\n", job.context.prompt_tokens,
                    human_ms(job.context.prefill_ms));
-        const std::string table = comparison_table(job.runs);
+        const std::string table = "\n" + comparison_table(job.runs);
         if (!job.json_on_stdout()) return print(table);
         fmt::print(stderr, "{}", table);
     }

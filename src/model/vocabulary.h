@@ -7,8 +7,8 @@
 
 namespace headkv {
 
-// Every type is checked before use. Errors (bad_input): missing keys, keys of another type, ids that
-// do not fit an id. Lengths and ranges are left to Tokenizer::create.
+// Every type is checked before use. Errors (bad_input): missing keys, keys of another type, ids
+// that do not fit an id. Lengths and ranges are left to Tokenizer::create.
 Result<Vocabulary> read_vocabulary(const gguf_context* file);
 
 }  // namespace headkv

@@ -43,9 +43,8 @@ private:
     std::size_t place(std::span<const std::string> texts, std::string_view text,
                       std::uint32_t hash) const {
         std::size_t i = hash & (slots_.size() - 1);
-        while (slots_[i].index >= 0 &&
-               (slots_[i].hash != hash ||
-                texts[static_cast<std::size_t>(slots_[i].index)] != text)) {
+        while (slots_[i].index >= 0 && (slots_[i].hash != hash ||
+                                        texts[static_cast<std::size_t>(slots_[i].index)] != text)) {
             i = (i + 1) & (slots_.size() - 1);
         }
         return i;

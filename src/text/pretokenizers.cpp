@@ -55,8 +55,9 @@ const std::string ascii_sign_word = R"([!-/:-@\[-`{-~][A-Za-z]+)";
 const std::string marked_words = R"([^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)";
 
 Patterns deepseek_v3() {
-    return {R"(\p{N}{1,3})", cjk,
-            any_of({ascii_sign_word, marked_words, R"( ?[\p{P}\p{S}]+[\r\n]*)", line_ends, spaces})};
+    return {
+        R"(\p{N}{1,3})", cjk,
+        any_of({ascii_sign_word, marked_words, R"( ?[\p{P}\p{S}]+[\r\n]*)", line_ends, spaces})};
 }
 
 Patterns spark() {
@@ -126,16 +127,12 @@ std::string seed_coder() {
     return any_of({contraction, words, R"(\p{N})", R"( ?[^\s\p{L}\p{N}\r\n]+)", line_ends, spaces});
 }
 
-const std::string bloom =
-    R"( ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+)";
+const std::string bloom = R"( ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+)";
 
 Patterns chameleon() {
-    return {R"(<sentinel:[0-9]+>)",
-            R"(IMGIMG[A-I]{1,4}Z)",
-            R"([\t\n]|    |  )",
-            R"(\p{N})",
-            R"([\p{P}!-/:-@\[-`{-~])",
-            gpt2()};
+    return {R"(<sentinel:[0-9]+>)",    R"(IMGIMG[A-I]{1,4}Z)",
+            R"([\t\n]|    |  )",       R"(\p{N})",
+            R"([\p{P}!-/:-@\[-`{-~])", gpt2()};
 }
 
 struct Entry {

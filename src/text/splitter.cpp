@@ -47,7 +47,8 @@ Result<Code> compile(const std::string& pattern) {
 class Matcher {
 public:
     Matcher()
-        : data_(pcre2_match_data_create(1, nullptr)), context_(pcre2_match_context_create(nullptr)) {
+        : data_(pcre2_match_data_create(1, nullptr)),
+          context_(pcre2_match_context_create(nullptr)) {
         // Long inputs (a megabyte of spaces) are legitimate; memory is the only limit.
         constexpr std::uint32_t unlimited = std::numeric_limits<std::uint32_t>::max();
         pcre2_set_match_limit(context_.get(), unlimited);

@@ -11,25 +11,32 @@ namespace {
 
 using Texts = std::span<const std::string_view>;
 
-constexpr std::array<std::string_view, 12> turn_ends = {
-    "<|eot_id|>",    "<|im_end|>",         "<|end|>",
-    "<end_of_turn>", "<|endoftext|>",      "<|end_of_text|>",
-    "<EOT>",         "_<EOT>",             "[EOT]",
-    "<\uFF5Cend\u2581of\u2581sentence\uFF5C>", "<end_of_utterance>", "</s>"};
+constexpr std::array<std::string_view, 12> turn_ends = {"<|eot_id|>",
+                                                        "<|im_end|>",
+                                                        "<|end|>",
+                                                        "<end_of_turn>",
+                                                        "<|endoftext|>",
+                                                        "<|end_of_text|>",
+                                                        "<EOT>",
+                                                        "_<EOT>",
+                                                        "[EOT]",
+                                                        "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
+                                                        "<end_of_utterance>",
+                                                        "</s>"};
 constexpr std::array<std::string_view, 10> other_ends = {
-    "<|eom_id|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "[EOS]",
-    "<eos>",      "<turn|>",    "<|tool_response>", "[e~["};
+    "<|eom_id|>", "<|return|>", "<|call|>", "<|flush|>",        "<|calls|>",
+    "[EOS]",      "<eos>",      "<turn|>",  "<|tool_response>", "[e~["};
 
 // Marks of fill-in-the-middle prompts, for vocabularies whose metadata does not name them.
 constexpr std::array<std::string_view, 8> fim_prefixes = {
-    "<|fim_prefix|>", "<fim-prefix>",  "<fim_prefix>",    "<\uFF5Cfim\u2581begin\uFF5C>",
-    "<PRE>",          "\u2581<PRE>",   "<|code_prefix|>", "<|prefix|>"};
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>",    "<\uFF5Cfim\u2581begin\uFF5C>",
+    "<PRE>",          "\u2581<PRE>",  "<|code_prefix|>", "<|prefix|>"};
 constexpr std::array<std::string_view, 8> fim_suffixes = {
-    "<|fim_suffix|>", "<fim-suffix>",  "<fim_suffix>",    "<\uFF5Cfim\u2581hole\uFF5C>",
-    "<SUF>",          "\u2581<SUF>",   "<|code_suffix|>", "<|suffix|>"};
+    "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",    "<\uFF5Cfim\u2581hole\uFF5C>",
+    "<SUF>",          "\u2581<SUF>",  "<|code_suffix|>", "<|suffix|>"};
 constexpr std::array<std::string_view, 8> fim_middles = {
-    "<|fim_middle|>", "<fim-middle>",  "<fim_middle>",    "<\uFF5Cfim\u2581end\uFF5C>",
-    "<MID>",          "\u2581<MID>",   "<|code_middle|>", "<|middle|>"};
+    "<|fim_middle|>", "<fim-middle>", "<fim_middle>",    "<\uFF5Cfim\u2581end\uFF5C>",
+    "<MID>",          "\u2581<MID>",  "<|code_middle|>", "<|middle|>"};
 constexpr std::array<std::string_view, 5> fim_pads = {"<|fim_pad|>", "<fim-pad>", "<fim_pad>",
                                                       "<PAD>", "[PAD]"};
 constexpr std::array<std::string_view, 5> fim_repos = {"<|fim_repo|>", "<|repo_name|>",
@@ -143,8 +150,7 @@ void apply_stripping(TokenTable& table, const Vocabulary& vocabulary) {
         vocabulary.pre == "jina-v2-code") {
         set_by_text("<mask>", attribute_strip_left, true);
     } else if (name.find("phi-3") != std::string::npos || name.find("phi3") != std::string::npos) {
-        constexpr unsigned special =
-            attribute_control | attribute_user_defined | attribute_unknown;
+        constexpr unsigned special = attribute_control | attribute_user_defined | attribute_unknown;
         for (Token token = 0; token < static_cast<Token>(table.texts.size()); ++token) {
             if (table.has(token, special)) {
                 set(table, token, attribute_strip_right);

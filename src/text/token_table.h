@@ -24,11 +24,11 @@ enum TokenAttribute : std::uint8_t {
 };
 
 struct TokenTable {
-    std::vector<std::string> texts;         // [vocab]
-    std::vector<std::uint8_t> attributes;   // [vocab] bits of TokenAttribute
-    std::vector<bool> ends;                 // [vocab] ends a turn or the text
-    TextIndex index;                        // of texts
-    std::size_t longest = 0;                // bytes of the longest text
+    std::vector<std::string> texts;        // [vocab]
+    std::vector<std::uint8_t> attributes;  // [vocab] bits of TokenAttribute
+    std::vector<bool> ends;                // [vocab] ends a turn or the text
+    TextIndex index;                       // of texts
+    std::size_t longest = 0;               // bytes of the longest text
 
     // -1 when no token has this text.
     Token find(std::string_view text) const { return index.find(texts, text); }

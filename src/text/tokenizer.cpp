@@ -74,8 +74,8 @@ Result<void> check_lengths(const Vocabulary& vocabulary) {
                          count, vocabulary.types.size());
     }
     if (!vocabulary.scores.empty() && vocabulary.scores.size() != count) {
-        return bad_input("the vocabulary has {} tokens but {} scores (tokenizer.ggml.scores)", count,
-                         vocabulary.scores.size());
+        return bad_input("the vocabulary has {} tokens but {} scores (tokenizer.ggml.scores)",
+                         count, vocabulary.scores.size());
     }
     if (vocabulary.merges.size() >
         static_cast<std::size_t>(std::numeric_limits<Token>::max() / 4)) {
@@ -86,19 +86,18 @@ Result<void> check_lengths(const Vocabulary& vocabulary) {
 }
 
 Result<void> check_ids(const Vocabulary& v) {
-    const std::pair<const char*, std::optional<Token>> ids[] = {
-        {"bos", v.bos},
-        {"eos", v.eos},
-        {"eot", v.eot},
-        {"eom", v.eom},
-        {"unknown", v.unknown},
-        {"padding", v.pad},
-        {"fim_pre", v.fim_prefix},
-        {"fim_suf", v.fim_suffix},
-        {"fim_mid", v.fim_middle},
-        {"fim_pad", v.fim_pad},
-        {"fim_rep", v.fim_repo},
-        {"fim_sep", v.fim_separator}};
+    const std::pair<const char*, std::optional<Token>> ids[] = {{"bos", v.bos},
+                                                                {"eos", v.eos},
+                                                                {"eot", v.eot},
+                                                                {"eom", v.eom},
+                                                                {"unknown", v.unknown},
+                                                                {"padding", v.pad},
+                                                                {"fim_pre", v.fim_prefix},
+                                                                {"fim_suf", v.fim_suffix},
+                                                                {"fim_mid", v.fim_middle},
+                                                                {"fim_pad", v.fim_pad},
+                                                                {"fim_rep", v.fim_repo},
+                                                                {"fim_sep", v.fim_separator}};
     for (const auto& [name, id] : ids) {
         if (id && (*id < 0 || static_cast<std::size_t>(*id) >= v.tokens.size())) {
             return bad_input("tokenizer.ggml.{}_token_id is {}, but the vocabulary has {} tokens",
@@ -299,8 +298,8 @@ Result<Tokenizer> Tokenizer::create(Vocabulary vocabulary) {
     }
     auto impl = std::make_unique<Impl>();
     impl->chat_template = std::move(vocabulary.chat_template);
-    auto done = vocabulary.model == "gpt2" ? impl->set_up_bpe(vocabulary)
-                                           : impl->set_up_spm(vocabulary);
+    auto done =
+        vocabulary.model == "gpt2" ? impl->set_up_bpe(vocabulary) : impl->set_up_spm(vocabulary);
     if (!done) {
         return tl::unexpected(std::move(done).error());
     }
@@ -352,7 +351,9 @@ std::string Tokenizer::decode(std::span<const Token> tokens, bool special) const
     return out;
 }
 
-std::int64_t Tokenizer::size() const { return static_cast<std::int64_t>(impl_->table.texts.size()); }
+std::int64_t Tokenizer::size() const {
+    return static_cast<std::int64_t>(impl_->table.texts.size());
+}
 
 bool Tokenizer::is_end(Token token) const {
     return token >= 0 && token < size() && impl_->table.ends[static_cast<std::size_t>(token)];

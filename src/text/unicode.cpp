@@ -24,54 +24,31 @@ struct Replaced {
 constexpr std::uint32_t letter = 0x10000, mark = 0x10A01, number = 0x10107, punctuation = 0x10100,
                         symbol = 0x1F600;
 constexpr std::array replaced = {
-    Replaced{0x00CF3, 0x00CF3, 0x0901},
-    Replaced{0x00ECE, 0x00ECE, 0x0EC8},
-    Replaced{0x0180E, 0x0180E, 0x200B},        // was a space once, is a format character now
-    Replaced{0x02FFC, 0x02FFF, 0x2190},
-    Replaced{0x031EF, 0x031EF, 0x2190},
-    Replaced{0x0D800, 0x0DFFF, 0xFEFF},        // surrogates: not allowed in a PCRE2 subject
-    Replaced{0x10EFD, 0x10EFF, mark},
-    Replaced{0x1123F, 0x11240, letter},
-    Replaced{0x11241, 0x11241, mark},
-    Replaced{0x11B00, 0x11B09, punctuation},
-    Replaced{0x11F00, 0x11F01, mark},
-    Replaced{0x11F02, 0x11F02, letter},
-    Replaced{0x11F03, 0x11F03, mark},
-    Replaced{0x11F04, 0x11F10, letter},
-    Replaced{0x11F12, 0x11F33, letter},
-    Replaced{0x11F34, 0x11F3A, mark},
-    Replaced{0x11F3E, 0x11F42, mark},
-    Replaced{0x11F43, 0x11F4F, punctuation},
-    Replaced{0x11F50, 0x11F59, number},
-    Replaced{0x1342F, 0x1342F, letter},
-    Replaced{0x13440, 0x13440, mark},
-    Replaced{0x13441, 0x13446, letter},
-    Replaced{0x13447, 0x13455, mark},
-    Replaced{0x1B132, 0x1B132, letter},
-    Replaced{0x1B155, 0x1B155, letter},
-    Replaced{0x1D2C0, 0x1D2D3, number},
-    Replaced{0x1DF25, 0x1DF2A, letter},
-    Replaced{0x1E030, 0x1E06D, letter},
-    Replaced{0x1E08F, 0x1E08F, mark},
-    Replaced{0x1E4D0, 0x1E4EB, letter},
-    Replaced{0x1E4EC, 0x1E4EF, mark},
-    Replaced{0x1E4F0, 0x1E4F9, number},
-    Replaced{0x1F6DC, 0x1F6DC, symbol},
-    Replaced{0x1F774, 0x1F776, symbol},
-    Replaced{0x1F77B, 0x1F77F, symbol},
-    Replaced{0x1F7D9, 0x1F7D9, symbol},
-    Replaced{0x1FA75, 0x1FA77, symbol},
-    Replaced{0x1FA87, 0x1FA88, symbol},
-    Replaced{0x1FAAD, 0x1FAAF, symbol},
-    Replaced{0x1FABB, 0x1FABD, symbol},
-    Replaced{0x1FABF, 0x1FABF, symbol},
-    Replaced{0x1FACE, 0x1FACF, symbol},
-    Replaced{0x1FADA, 0x1FADB, symbol},
-    Replaced{0x1FAE8, 0x1FAE8, symbol},
-    Replaced{0x1FAF7, 0x1FAF8, symbol},
-    Replaced{0x2B739, 0x2B739, letter},
-    Replaced{0x2EBF0, 0x2EE5D, letter},
-    Replaced{0x31350, 0x323AF, letter},
+    Replaced{0x00CF3, 0x00CF3, 0x0901}, Replaced{0x00ECE, 0x00ECE, 0x0EC8},
+    Replaced{0x0180E, 0x0180E, 0x200B},  // was a space once, is a format character now
+    Replaced{0x02FFC, 0x02FFF, 0x2190}, Replaced{0x031EF, 0x031EF, 0x2190},
+    Replaced{0x0D800, 0x0DFFF, 0xFEFF},  // surrogates: not allowed in a PCRE2 subject
+    Replaced{0x10EFD, 0x10EFF, mark},   Replaced{0x1123F, 0x11240, letter},
+    Replaced{0x11241, 0x11241, mark},   Replaced{0x11B00, 0x11B09, punctuation},
+    Replaced{0x11F00, 0x11F01, mark},   Replaced{0x11F02, 0x11F02, letter},
+    Replaced{0x11F03, 0x11F03, mark},   Replaced{0x11F04, 0x11F10, letter},
+    Replaced{0x11F12, 0x11F33, letter}, Replaced{0x11F34, 0x11F3A, mark},
+    Replaced{0x11F3E, 0x11F42, mark},   Replaced{0x11F43, 0x11F4F, punctuation},
+    Replaced{0x11F50, 0x11F59, number}, Replaced{0x1342F, 0x1342F, letter},
+    Replaced{0x13440, 0x13440, mark},   Replaced{0x13441, 0x13446, letter},
+    Replaced{0x13447, 0x13455, mark},   Replaced{0x1B132, 0x1B132, letter},
+    Replaced{0x1B155, 0x1B155, letter}, Replaced{0x1D2C0, 0x1D2D3, number},
+    Replaced{0x1DF25, 0x1DF2A, letter}, Replaced{0x1E030, 0x1E06D, letter},
+    Replaced{0x1E08F, 0x1E08F, mark},   Replaced{0x1E4D0, 0x1E4EB, letter},
+    Replaced{0x1E4EC, 0x1E4EF, mark},   Replaced{0x1E4F0, 0x1E4F9, number},
+    Replaced{0x1F6DC, 0x1F6DC, symbol}, Replaced{0x1F774, 0x1F776, symbol},
+    Replaced{0x1F77B, 0x1F77F, symbol}, Replaced{0x1F7D9, 0x1F7D9, symbol},
+    Replaced{0x1FA75, 0x1FA77, symbol}, Replaced{0x1FA87, 0x1FA88, symbol},
+    Replaced{0x1FAAD, 0x1FAAF, symbol}, Replaced{0x1FABB, 0x1FABD, symbol},
+    Replaced{0x1FABF, 0x1FABF, symbol}, Replaced{0x1FACE, 0x1FACF, symbol},
+    Replaced{0x1FADA, 0x1FADB, symbol}, Replaced{0x1FAE8, 0x1FAE8, symbol},
+    Replaced{0x1FAF7, 0x1FAF8, symbol}, Replaced{0x2B739, 0x2B739, letter},
+    Replaced{0x2EBF0, 0x2EE5D, letter}, Replaced{0x31350, 0x323AF, letter},
 };
 
 std::uint32_t stand_in(std::uint32_t code_point) {
@@ -129,8 +106,14 @@ std::size_t well_formed_prefix(std::string_view text, bool& complete) {
         }
         const std::uint32_t byte = byte_at(text, i);
         // The second byte is limited further: no overlong forms, surrogates or values too large.
-        const std::uint32_t low = i > 1 ? 0x80U : lead == 0xE0 ? 0xA0U : lead == 0xF0 ? 0x90U : 0x80U;
-        const std::uint32_t high = i > 1 ? 0xBFU : lead == 0xED ? 0x9FU : lead == 0xF4 ? 0x8FU : 0xBFU;
+        const std::uint32_t low = i > 1          ? 0x80U
+                                  : lead == 0xE0 ? 0xA0U
+                                  : lead == 0xF0 ? 0x90U
+                                                 : 0x80U;
+        const std::uint32_t high = i > 1          ? 0xBFU
+                                   : lead == 0xED ? 0x9FU
+                                   : lead == 0xF4 ? 0x8FU
+                                                  : 0xBFU;
         if (byte < low || byte > high) {
             return i;
         }

@@ -98,7 +98,7 @@ std::vector<TraitCase> trait_cases() {
     weights("q4_1", GGML_TYPE_Q4_1, 0.05);
     weights("q5_0", GGML_TYPE_Q5_0, 0.05);
     weights("q5_1", GGML_TYPE_Q5_1, 0.05);
-    weights("q2_K", GGML_TYPE_Q2_K, 0.05);
+    weights("q2_K", GGML_TYPE_Q2_K, 0.07);
     weights("q3_K", GGML_TYPE_Q3_K, 0.05);
     weights("q4_K", GGML_TYPE_Q4_K, 0.05);
     weights("q5_K", GGML_TYPE_Q5_K, 0.05);

@@ -38,13 +38,14 @@ inline std::vector<double> score(const std::vector<float>& observed, const HeadS
                                  Pool pool, GroupReduce reduce) {
     const std::int64_t positions = std::max<std::int64_t>(n - window, 0);
     const auto at = [&](std::int64_t head, std::int64_t position) {
-        std::vector<double> group;
-        for (std::int64_t i = 0; i < shape.group(); ++i) {
-            group.push_back(
-                observed[static_cast<std::size_t>((head * shape.group() + i) * n + position)]);
+        double best = -INFINITY;
+        double sum = 0;
+        for (std::int64_t i = head * shape.group(); i < (head + 1) * shape.group(); ++i) {
+            const double value = observed[static_cast<std::size_t>(i * n + position)];
+            best = std::max(best, value);
+            sum += value;
         }
-        if (reduce == GroupReduce::max) return *std::max_element(group.begin(), group.end());
-        return std::accumulate(group.begin(), group.end(), 0.0) / static_cast<double>(group.size());
+        return reduce == GroupReduce::max ? best : sum / static_cast<double>(shape.group());
     };
     std::vector<double> values;
     for (std::int64_t head = 0; head < shape.kv_heads; ++head) {

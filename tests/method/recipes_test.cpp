@@ -153,9 +153,10 @@ TEST_P(EveryRecipe, AHeadLosesAtMostOneRowToRoundingWhenTheBudgetGrows) {
     if (GetParam().allocate == AllocateStep::adaptive) {
         GTEST_SKIP() << "rows move between the heads of a layer";
     }
+    constexpr std::int64_t kShort = 61;
     Kept previous;
-    for (std::int64_t total = 8 * kHeads; total < 60 * kHeads; ++total) {
-        const auto kept = keep_all(make(static_cast<double>(total) / kHeads), kPrompt);
+    for (std::int64_t total = 8 * kHeads; total < kShort * kHeads; ++total) {
+        const auto kept = keep_all(make(static_cast<double>(total) / kHeads, kShort), kShort);
         for (std::size_t head = 0; head < previous.size(); ++head) {
             ASSERT_GE(kept[head].size() + 1, previous[head].size());
         }
@@ -315,6 +316,20 @@ TEST(Recipes, ObserveIsTheWindowUnlessSaid) {
     EXPECT_EQ(observe(kPrompt), kPrompt);
     config.method = "streaming-llm";
     EXPECT_EQ(observe(kPrompt), 0);
+}
+
+// A prompt that every head's plan exceeds leaves each head the plan of an unbounded prompt.
+TEST(Recipes, AShortPromptGrowsIntoThePlan) {
+    for (const Recipe& recipe : recipes()) {
+        if (recipe.allocate == AllocateStep::all) continue;
+        const auto config = config_of(recipe, 64);
+        const auto shortest = Method::create(config, kShape, 9, kRowBytes).value();
+        const auto longest = Method::create(config, kShape, 1000000, kRowBytes).value();
+        for (std::int64_t i = 0; i < kHeads; ++i) {
+            EXPECT_EQ(shortest.bound(i / 3, i % 3, 9), longest.plan().at(i / 3, i % 3))
+                << recipe.name;
+        }
+    }
 }
 
 TEST(Recipes, PaperPreset) {

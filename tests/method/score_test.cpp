@@ -17,9 +17,9 @@ struct Case {
 std::vector<Case> cases() {
     std::vector<Case> all;
     for (const HeadShape shape : {HeadShape{1, 6, 2}, HeadShape{1, 3, 3}, HeadShape{1, 5, 1}}) {
-        for (const std::int64_t n : {1, 5, 17, 101, 263}) {
+        for (const std::int64_t n : {1, 5, 17, 101}) {
             for (const std::int64_t window : {1, 4, 16}) {
-                for (const std::int64_t kernel : {1, 3, 7, 13, 301}) {
+                for (const std::int64_t kernel : {1, 3, 7, 121}) {
                     for (const Pool pool : {Pool::max, Pool::avg}) {
                         for (const auto reduce : {GroupReduce::mean, GroupReduce::max}) {
                             all.push_back({shape, n, window, kernel, pool, reduce});
@@ -29,6 +29,9 @@ std::vector<Case> cases() {
             }
         }
     }
+    // Longer than the blocks that pooling works in.
+    all.push_back({{1, 2, 1}, 4201, 16, 7, Pool::max, GroupReduce::mean});
+    all.push_back({{1, 2, 1}, 4201, 16, 13, Pool::avg, GroupReduce::mean});
     return all;
 }
 
