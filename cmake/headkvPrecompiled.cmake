@@ -3,9 +3,9 @@
 # #include is found.
 set(headkv_pch_library <algorithm> <array> <chrono> <cmath> <cstdint> <cstring> <filesystem> <fstream>
     <functional> <map> <memory> <numeric> <optional> <span> <string> <string_view> <utility> <vector>
-    <fmt/format.h> <tl/expected.hpp>)
-set(headkv_pch_program ${headkv_pch_library} <iostream> <nlohmann/json.hpp> <CLI/CLI.hpp>)
-set(headkv_pch_test ${headkv_pch_library} <random> <nlohmann/json.hpp> <gtest/gtest.h>)
+    <fmt/format.h> <nlohmann/json.hpp> <tl/expected.hpp>)
+set(headkv_pch_program ${headkv_pch_library} <iostream> <CLI/CLI.hpp>)
+set(headkv_pch_test ${headkv_pch_library} <random> <gtest/gtest.h>)
 
 # An empty library of each kind holds the set that the targets of the kind share. Programs are
 # compiled with other flags than libraries (-fPIE), so that sets are never shared across kinds.

@@ -69,6 +69,7 @@ button[hidden]{display:none}
 .k0{color:var(--faint)}
 .text .c{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
 .text i{font-style:normal;opacity:.45;font-size:11px}
+.one .t{visibility:hidden}
 .one .text span{background:none;color:var(--faint)}
 .one .text span.on{background:rgb(var(--b)/.32);color:var(--ink)}
 )";
@@ -206,7 +207,7 @@ std::string density_chart(const std::vector<std::int64_t>& counts, std::int64_t 
 }
 
 std::string token_legend(std::int64_t all) {
-    std::string html = "<div class=legend><span class=k0>kept by no head</span>";
+    std::string html = "<div class='legend t'><span class=k0>kept by no head</span>";
     for (const int level : {2, 5, 7, kLevels}) {
         const double share = static_cast<double>(level * level) / (kLevels * kLevels);
         html += fmt::format("<span><i class=k{}></i>{:.0f}</span>", level,

@@ -1,3 +1,5 @@
+#include <ggml.h>
+
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -105,6 +107,8 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     using headkv::ErrorKind;
+    // ggml reports its own progress and mistakes; users get our one line instead.
+    ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     try {
         return headkv::cli::run(argc, argv);
     } catch (const std::bad_alloc&) {

@@ -40,8 +40,15 @@ public:
         return *value;
     }
 
+    // A fallback below `low` means that the key is required.
     float number(const std::string& key, double low, double high, double fallback) {
-        const auto value = file_.number(prefix_ + key).value_or(fallback);
+        const auto found = file_.number(prefix_ + key);
+        if (!found && fallback < low) {
+            complain(fmt::format("{}: metadata {}{} is missing or no number", file_.name(), prefix_,
+                                 key));
+            return static_cast<float>(low);
+        }
+        const auto value = found.value_or(fallback);
         if (!std::isfinite(value) || value < low || value > high) {
             complain(fmt::format("{}: metadata {}{} is {}, allowed are {} to {}", file_.name(),
                                  prefix_, key, value, low, high));
@@ -122,7 +129,7 @@ Result<Hyper> read_hyper(const GgufFile& file) {
     hyper.shape.kv_heads = reader.integer("attention.head_count_kv", 1, hyper.shape.query_heads,
                                           hyper.shape.query_heads);
     hyper.context = reader.integer("context_length", 1, std::int64_t{1} << 31);
-    hyper.norm_epsilon = reader.number("attention.layer_norm_rms_epsilon", 0, 1, 1e-5);
+    hyper.norm_epsilon = reader.number("attention.layer_norm_rms_epsilon", 0, 1, -1);
     const auto implied = hyper.embedding / hyper.shape.query_heads;
     hyper.head_dim_k = reader.integer("attention.key_length", 1, 1024, implied);
     hyper.head_dim_v = reader.integer("attention.value_length", 1, 1024, implied);
