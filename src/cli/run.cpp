@@ -250,10 +250,8 @@ Result<std::vector<float>> read_turn(Job& job, SequenceId sequence, std::vector<
     return job.engine->extend(sequence, unread);
 }
 
-void print_turn(const Job& job, const MethodRun& run) {
-    fmt::print(stderr, "\n{}         {} tokens in the conversation, {} of rows held\n\n",
-               run_statistics(job.context, run), run.info.tokens,
-               human_bytes(static_cast<double>(run.info.held_bytes)));
+void print_turn(const Job& job, const MethodRun& run, bool first) {
+    fmt::print(stderr, "\n{}\n", first ? run_statistics(job.context, run) : turn_statistics(run));
 }
 
 Result<void> write_chat_json(const Job& job, const std::vector<Turn>& turns) {
@@ -286,7 +284,7 @@ Result<std::vector<Turn>> converse(Job& job, const PromptText& text, ChatTemplat
         auto generation = answer(job, sequence, logits);
         if (!generation) return tl::unexpected(generation.error());
         turns.push_back({user, {job.engine->info(sequence), std::move(*generation)}});
-        print_turn(job, turns.back().run);
+        print_turn(job, turns.back().run, turns.size() == 1);
         if (interrupted()) return turns;
         const auto next = read_line();
         if (!next) return turns;

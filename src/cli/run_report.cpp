@@ -77,6 +77,12 @@ std::string trimmed(std::string_view text) {
     return std::string(text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1));
 }
 
+std::string answer_line(const Generation& answer) {
+    return fmt::format("answer   {} tokens in {} ({:.1f} tok/s), {}\n", answer.tokens.size(),
+                       human_ms(answer.decode_ms), decode_speed(answer),
+                       stop_text(answer.stop_reason));
+}
+
 std::string against_full(const MethodRun& full, const MethodRun& run) {
     const double smaller = run.info.plan_bytes > 0 ? static_cast<double>(full.info.plan_bytes) /
                                                          static_cast<double>(run.info.plan_bytes)
@@ -160,9 +166,7 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
                         context.prompt_tokens, human_ms(context.prefill_ms),
                         per_second(static_cast<double>(context.prompt_tokens), context.prefill_ms),
                         compress_share);
-    text += fmt::format("answer   {} tokens in {} ({:.1f} tok/s), {}\n", answer.tokens.size(),
-                        human_ms(answer.decode_ms), decode_speed(answer),
-                        stop_text(answer.stop_reason));
+    text += answer_line(answer);
     text += fmt::format("cache    {}: {:.1f} rows per head, {}, {:.1f}% of the full {}\n",
                         info.method, info.rows_kept_mean, bytes_text(info.plan_bytes),
                         100 * share_of_full(info), bytes_text(info.full_bytes));
@@ -170,6 +174,12 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
                         bytes_text(peak_resident_bytes()), bytes_text(context.weight_bytes),
                         bytes_text(context.scratch_bytes), human_ms(context.load_ms));
     return text;
+}
+
+std::string turn_statistics(const MethodRun& run) {
+    return answer_line(run.generation) +
+           fmt::format("cache    {}: {} tokens so far, {} of rows held\n", run.info.method,
+                       run.info.tokens, bytes_text(run.info.held_bytes));
 }
 
 std::string comparison_table(const std::vector<MethodRun>& runs) {

@@ -35,6 +35,8 @@ double decode_speed(const Generation& generation);  // tokens a second
 nlohmann::ordered_json run_json(const RunContext& context, const MethodRun& run);
 // A few lines: prompt, answer, cache (the budget in all three forms), memory.
 std::string run_statistics(const RunContext& context, const MethodRun& run);
+// The same for a further turn of a conversation: answer and cache.
+std::string turn_statistics(const MethodRun& run);
 // One line a method, and what each saves against the first.
 std::string comparison_table(const std::vector<MethodRun>& runs);
 

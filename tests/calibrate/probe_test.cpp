@@ -105,6 +105,8 @@ Tokenizer letters() {
     for (char c = '!'; c <= '~'; ++c) vocabulary.tokens.emplace_back(1, c);
     vocabulary.tokens.emplace_back("\xc4\xa0");  // the byte-level alphabet's blank
     vocabulary.tokens.emplace_back("\xc4\x8a");  // and newline
+    vocabulary.tokens.emplace_back("~~");  // a vocabulary must have a merge; no text here uses it
+    vocabulary.merges = {"~ ~"};
     auto tokenizer = Tokenizer::create(std::move(vocabulary));
     EXPECT_TRUE(tokenizer) << tokenizer.error().message;
     return std::move(*tokenizer);

@@ -94,7 +94,7 @@ Json compare(const Comparison& c, const test::KeepLists& ours, const test::Refer
     const test::KeepLists right = naive_keep(reference, run, c.right);
     Json json = {{"method", c.right.name},
                  {"pool", c.right.average_pool ? "avg" : "max"},
-                 {"jaccard", mean_jaccard(ours, right)},
+                 {"jaccard", test::mean_jaccard(ours, right)},
                  {"same_rows", test::rows_in(ours) == test::rows_in(right)},
                  {"same_sizes", same_sizes(ours, right)}};
     if (c.right.name == "streaming-llm") return json;
@@ -105,7 +105,7 @@ Json compare(const Comparison& c, const test::KeepLists& ours, const test::Refer
     for (const auto& [name, mistake] : mistakes) {
         test::ReferenceMethod wrong = c.right;
         wrong.mistake = mistake;
-        json["mistakes"][name] = mean_jaccard(ours, naive_keep(reference, run, wrong));
+        json["mistakes"][name] = test::mean_jaccard(ours, naive_keep(reference, run, wrong));
     }
     return json;
 }
