@@ -52,12 +52,12 @@ struct Budget {
         128;  // rows per head (window included, mean over heads) | bytes | 0..1 of the prompt
 };
 
-// Defaults are this project's (PROBE.md); preset_paper() gives the paper's.
+// Defaults are this project's (docs/results.md); preset_paper() gives the paper's.
 struct MethodOptions {
     std::int64_t window = 16;  // last prompt rows, always kept
     std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
-    std::int64_t kernel = 7;   // odd width of the 1-D pooling over positions, stride 1
-    Pool pool = Pool::max;
+    std::int64_t kernel = 13;  // odd width of the 1-D pooling over positions, stride 1
+    Pool pool = Pool::avg;
     double beta =
         2.0;  // head_importance: pool = (b - w) / beta (paper 2410.19258); pyramid: its own
     double pyramid_beta = 20.0;  // pyramid: min = (b - w) / pyramid_beta (2406.02069)

@@ -1,4 +1,6 @@
 // headkv eval: perplexity of a text, and the needle test over methods and budgets.
+#include <array>
+#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -96,17 +98,69 @@ struct NiahArguments {
     NiahSettings settings;
 };
 
-std::vector<std::string> split(const std::vector<std::string>& lists) {
+std::vector<std::string> split(const std::vector<std::string>& lists, char separator) {
     std::vector<std::string> items;
     for (const std::string& list : lists) {
         std::size_t start = 0;
         while (start <= list.size()) {
-            const std::size_t comma = std::min(list.find(',', start), list.size());
+            const std::size_t comma = std::min(list.find(separator, start), list.size());
             if (comma > start) items.push_back(list.substr(start, comma - start));
             start = comma + 1;
         }
     }
     return items;
+}
+
+template <class T>
+Result<T> number(std::string_view text, std::string_view option) {
+    T value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) {
+        return bad_input("--methods: {}={} is no number", option, text);
+    }
+    return value;
+}
+
+// One option of one method, as in "headkv-r2:kernel=13".
+Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
+    const std::size_t equals = option.find('=');
+    const std::string_view name = option.substr(0, equals);
+    const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 5> integers = {
+        {{"window", &arguments.window},
+         {"observe", &arguments.observe},
+         {"kernel", &arguments.kernel},
+         {"sinks", &arguments.sinks},
+         {"reserve", &arguments.reserve}}};
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 3> reals = {
+        {{"beta", &arguments.beta},
+         {"pyramid-beta", &arguments.pyramid_beta},
+         {"floor", &arguments.floor}}};
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 2> names = {
+        {{"pool", &arguments.pool}, {"group-reduce", &arguments.group_reduce}}};
+    for (const auto& [known, target] : integers) {
+        if (known != name) continue;
+        const auto value = number<std::int64_t>(text, name);
+        if (!value) return tl::unexpected(value.error());
+        *target = *value;
+        return {};
+    }
+    for (const auto& [known, target] : reals) {
+        if (known != name) continue;
+        const auto value = number<double>(text, name);
+        if (!value) return tl::unexpected(value.error());
+        *target = *value;
+        return {};
+    }
+    for (const auto& [known, target] : names) {
+        if (known != name) continue;
+        *target = text;
+        return {};
+    }
+    return bad_input(
+        "--methods: option {} is unknown; known are window, observe, kernel, sinks, reserve, beta, "
+        "pyramid-beta, floor, pool, group-reduce",
+        name);
 }
 
 // Every method at every budget; full is always there and needs no budget.
@@ -115,18 +169,24 @@ Result<std::vector<NiahConfig>> configurations(const NiahArguments& arguments,
     if (!arguments.method.bytes.empty() || !arguments.method.keep.empty()) {
         return bad_input("eval niah compares budgets in rows: give --rows, such as --rows 64,128");
     }
-    std::vector<std::string> budgets = split(arguments.method.rows);
+    std::vector<std::string> budgets = split(arguments.method.rows, ',');
     if (budgets.empty()) budgets = {"128"};
     std::vector<NiahConfig> configs;
-    for (const std::string& name : split(arguments.methods)) {
-        if (name == "full") continue;
+    for (const std::string& written : split(arguments.methods, ',')) {
+        const std::vector<std::string> parts = split({written}, ':');
+        if (parts.empty() || parts[0] == "full") continue;
+        MethodArguments one = arguments.method;
+        for (std::size_t i = 1; i < parts.size(); ++i) {
+            if (auto applied = apply_option(one, parts[i]); !applied) {
+                return tl::unexpected(applied.error());
+            }
+        }
         for (const std::string& rows : budgets) {
-            MethodArguments one = arguments.method;
             one.rows = {rows};
-            auto config = method_config(one, name, info);
+            auto config = method_config(one, parts[0], info);
             if (!config) return tl::unexpected(config.error());
             const double value = config->budget.value;
-            configs.push_back({std::move(*config), value});
+            configs.push_back({std::move(*config), written, value});
         }
     }
     return configs;
@@ -203,12 +263,12 @@ nlohmann::json to_json(const NiahRow& row) {
 }
 
 std::string table(std::span<const NiahRow> rows) {
-    std::string text = fmt::format("{:<14} {:>6} {:>6} {:>16} {:>17} {:>22} {:>10} {:>9} {:>6}\n",
+    std::string text = fmt::format("{:<{}} {:>6} {:>6} {:>16} {:>17} {:>22} {:>10} {:>9} {:>6}\n",
                                    "method", "rows", "score", "95 %", "of full's right",
                                    "dlogp/token (95 %)", "dlogp key", "KV", "share");
     for (const NiahRow& row : rows) {
         text += fmt::format(
-            "{:<14} {:>6} {:>6.2f} {:>16} {:>17} {:>22} {:>10.3f} {:>9} {:>5.1f}%\n", row.method,
+            "{:<{}} {:>6} {:>6.2f} {:>16} {:>17} {:>22} {:>10.3f} {:>9} {:>5.1f}%\n", row.method,
             row.rows > 0 ? fmt::format("{:g}", row.rows) : "all", row.score.value,
             fmt::format("{:.2f}..{:.2f}", row.score.low, row.score.high),
             fmt::format("{}/{}", row.kept_right, row.full_right),
@@ -325,7 +385,7 @@ void register_niah(CLI::App& eval, Status& status) {
     CLI::App& command =
         *eval.add_subcommand("niah", "needles in a long text: which methods still find them");
     add_model_options(command, arguments->model);
-    command.add_option("--methods", arguments->methods, "methods to compare with full")
+    command.add_option("--methods", arguments->methods, "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
         ->delimiter(',')
         ->type_name("NAMES");
     add_method_options(command, arguments->method, false);

@@ -166,7 +166,7 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "N");
     add("--observe", a.observe, "last prompt queries that score (as many as the window)", "N");
     add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
-    add("--pool", a.pool, "pooling over positions: max (default) or avg", "NAME");
+    add("--pool", a.pool, "pooling over positions: avg (default) or max", "NAME");
     add("--group-reduce", a.group_reduce, "query heads of a KV head: mean (default) or max",
         "NAME");
     add("--beta", a.beta,

@@ -20,7 +20,8 @@ namespace headkv {
 
 struct NiahConfig {
     MethodConfig method;
-    double rows = 0;  // as asked for; 0 for full
+    std::string name;  // the method, with its own options where it has some
+    double rows = 0;   // as asked for; 0 for full
 };
 
 struct NiahSettings {

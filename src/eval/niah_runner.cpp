@@ -155,7 +155,7 @@ Result<NiahProbe> run_niah_probe(Engine& engine, const Haystack& haystack, const
         if (!score) return tl::unexpected(score.error());
         const SequenceInfo info = engine.info(id);
         NiahAnswer answer;
-        answer.method = i == 0 ? "full" : configs[i - 1].method.method;
+        answer.method = i == 0 ? "full" : configs[i - 1].name;
         answer.rows = i == 0 ? 0 : configs[i - 1].rows;
         answer.log_probability = score->all;
         answer.log_probability_key = score->key;

@@ -72,6 +72,7 @@ std::vector<Comparison> comparisons(const HeadShape& shape, double rows) {
             Comparison& c = result.emplace_back();
             c.ours.method = c.right.name = name;
             c.ours.budget.value = c.right.rows = rows;
+            c.ours.options.kernel = c.right.kernel;
             c.ours.options.pool = pool;
             c.right.average_pool = pool == Pool::avg;
             if (!name.starts_with("headkv")) continue;
