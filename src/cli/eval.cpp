@@ -1,4 +1,5 @@
 // headkv eval: perplexity of a text, and the needle test over methods and budgets.
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <filesystem>
@@ -263,13 +264,15 @@ nlohmann::json to_json(const NiahRow& row) {
 }
 
 std::string table(std::span<const NiahRow> rows) {
+    std::size_t width = 14;
+    for (const NiahRow& row : rows) width = std::max(width, row.method.size());
     std::string text = fmt::format("{:<{}} {:>6} {:>6} {:>16} {:>17} {:>22} {:>10} {:>9} {:>6}\n",
-                                   "method", "rows", "score", "95 %", "of full's right",
+                                   "method", width, "rows", "score", "95 %", "of full's right",
                                    "dlogp/token (95 %)", "dlogp key", "KV", "share");
     for (const NiahRow& row : rows) {
         text += fmt::format(
             "{:<{}} {:>6} {:>6.2f} {:>16} {:>17} {:>22} {:>10.3f} {:>9} {:>5.1f}%\n", row.method,
-            row.rows > 0 ? fmt::format("{:g}", row.rows) : "all", row.score.value,
+            width, row.rows > 0 ? fmt::format("{:g}", row.rows) : "all", row.score.value,
             fmt::format("{:.2f}..{:.2f}", row.score.low, row.score.high),
             fmt::format("{}/{}", row.kept_right, row.full_right),
             fmt::format("{:.3f} ({:.3f}..{:.3f})", row.dlog_probability.value,
@@ -286,8 +289,9 @@ Result<std::vector<ProbeSpec>> chosen_probes(const NiahArguments& arguments, std
         if (length < 0) return bad_input("--lengths {}: must be 0 or more", length);
     }
     for (const double depth : settings.depths) {
-        if (!(depth >= 0 && depth <= 100))
+        if (!(depth >= 0 && depth <= 100)) {
             return bad_input("--depths {:g}: must be 0 to 100", depth);
+        }
     }
     auto probes = plan_probes(settings.lengths, settings.depths, needles, settings.seed);
     if (settings.limit > 0 && probes.size() > static_cast<std::size_t>(settings.limit)) {
@@ -385,7 +389,9 @@ void register_niah(CLI::App& eval, Status& status) {
     CLI::App& command =
         *eval.add_subcommand("niah", "needles in a long text: which methods still find them");
     add_model_options(command, arguments->model);
-    command.add_option("--methods", arguments->methods, "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
+    command
+        .add_option("--methods", arguments->methods,
+                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
         ->delimiter(',')
         ->type_name("NAMES");
     add_method_options(command, arguments->method, false);
