@@ -4,7 +4,11 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/headkv)
 set(ggml_home lib/headkv/ggml) # below the prefix
-get_filename_component(ggml_lib_name "${GGML_LIB_DIR}" NAME) # lib, or lib64 in the binary wheel
+get_target_property(ggml_library ggml::ggml LOCATION)
+get_filename_component(ggml_lib_dir "${ggml_library}" DIRECTORY)
+get_filename_component(ggml_lib_name "${ggml_lib_dir}" NAME) # lib, or lib64 in the binary wheel
+find_path(HEADKV_GGML_HEADERS ggml.h HINTS "${ggml_lib_dir}/../include" NO_DEFAULT_PATH REQUIRED)
+mark_as_advanced(HEADKV_GGML_HEADERS)
 if(ggml_DIR MATCHES "^/(usr|lib)/")
   set(HEADKV_BUNDLE_GGML OFF)
 endif()
@@ -27,9 +31,9 @@ if(TARGET headkv-cli)
   endif()
 endif()
 if(HEADKV_BUNDLE_GGML)
-  install(DIRECTORY ${GGML_LIB_DIR}/ DESTINATION ${ggml_home}/${ggml_lib_name}
-          FILES_MATCHING PATTERN "libggml*" PATTERN "ggml-*.cmake")
-  install(DIRECTORY ${GGML_INCLUDE_DIR}/ DESTINATION ${ggml_home}/include
+  install(DIRECTORY ${ggml_lib_dir}/ DESTINATION ${ggml_home}/${ggml_lib_name} FILES_MATCHING PATTERN "libggml*")
+  install(DIRECTORY ${ggml_DIR}/ DESTINATION ${ggml_home}/${ggml_lib_name}/cmake/ggml)
+  install(DIRECTORY ${HEADKV_GGML_HEADERS}/ DESTINATION ${ggml_home}/include
           FILES_MATCHING PATTERN "ggml*.h" PATTERN "gguf.h")
 endif()
 

@@ -57,6 +57,7 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
                                  std::int64_t reserve) {
     assert(keep.size() == size(shape_.heads));
     std::vector<std::int64_t> capacity;
+    capacity.reserve(keep.size());
     for (const auto& list : keep) {
         capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
     }
@@ -81,6 +82,7 @@ Result<void> SequenceCache::grow(std::int64_t reserve) {
     // Layer by layer, so that no more than one layer is held twice.
     for (auto& old : layers_) {
         std::vector<std::int64_t> capacity;
+        capacity.reserve(old.positions.size());
         for (const auto& list : old.positions) {
             capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
         }

@@ -9,7 +9,8 @@
 namespace headkv {
 namespace {
 
-Needle fact(std::string needle, std::string question, std::string real_needle, std::string key) {
+Needle fact(const std::string& needle, std::string question, std::string real_needle,
+            std::string key) {
     return {needle, std::move(question), std::move(real_needle), needle, std::move(key)};
 }
 

@@ -44,7 +44,7 @@ Result<const Recipe*> recipe_of(const PlanArguments& arguments, const HeadScores
     if (name.empty()) name = scores.kind == "r" ? "headkv-r" : "headkv-r2";
     if (name == "uniform") name = "snapkv";
     if (name == "pyramid") name = "pyramidkv";
-    const auto recipe = find_recipe(name);
+    auto recipe = find_recipe(name);
     if (recipe && ((*recipe)->allocate == AllocateStep::all ||
                    (*recipe)->allocate == AllocateStep::adaptive)) {
         return bad_input(

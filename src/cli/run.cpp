@@ -1,5 +1,5 @@
 // `headkv run`: one prompt, one answer, through one cache or several.
-#include <stdio.h>  // getline() of POSIX: unlike std::getline it returns at ctrl-C
+#include <stdio.h>  // NOLINT(modernize-deprecated-headers): getline() of POSIX: unlike std::getline it returns at ctrl-C
 #include <unistd.h>
 
 #include <algorithm>

@@ -230,11 +230,13 @@ ggml_tensor* DecodeAttention::attend(ggml_context* context, ggml_tensor* q, ggml
                                      ggml_tensor* v, std::int64_t layer) {
     // One node a layer serves every graph of this engine.
     while (nodes_.size() <= size(layer)) {
-        nodes_.push_back(std::make_unique<Node>(Node{this, static_cast<std::int64_t>(nodes_.size())}));
+        nodes_.push_back(
+            std::make_unique<Node>(Node{this, static_cast<std::int64_t>(nodes_.size())}));
     }
     std::array<ggml_tensor*, 3> sources{q, k, v};
     return ggml_custom_4d(context, GGML_TYPE_F32, shape_.dim_v * shape_.heads.query_heads, q->ne[2],
-                          1, 1, sources.data(), 3, compute, GGML_N_TASKS_MAX, nodes_[size(layer)].get());
+                          1, 1, sources.data(), 3, compute, GGML_N_TASKS_MAX,
+                          nodes_[size(layer)].get());
 }
 
 void DecodeAttention::compute(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {

@@ -66,8 +66,9 @@ void LinearOps::compute([[maybe_unused]] ggml_tensor* out, int /*thread*/, int /
             weights = panel.data();
         }
         // row-major: out [columns][w.out] = x [columns][in] * panel [rows][in]^T
-        dnnl_sgemm('N', 'T', columns, rows, w.in, 1.0F, x, out->src[0]->nb[1] / sizeof(float),
-                   weights, w.in, 0.0F, static_cast<float*>(out->data) + first, w.out);
+        dnnl_sgemm('N', 'T', columns, rows, w.in, 1.0F, x,
+                   static_cast<dnnl_dim_t>(out->src[0]->nb[1] / sizeof(float)), weights, w.in, 0.0F,
+                   static_cast<float*>(out->data) + first, w.out);
     }
 #endif
 }

@@ -20,7 +20,10 @@ bool better(const Candidate& a, const Candidate& b) {
 }
 
 // A NaN would break the order of the sort.
-float ordered(float logit) { return std::isnan(logit) ? minus_infinity : logit; }
+float ordered(float logit) {
+    if (std::isnan(logit)) return minus_infinity;
+    return logit;
+}
 
 // splitmix64: spreads a small seed over the generator's whole state.
 std::uint64_t spread(std::uint64_t& seed) {

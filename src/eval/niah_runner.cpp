@@ -104,6 +104,7 @@ Result<std::vector<std::string>> greedy_answers(Engine& engine,
     }
     while (!active.empty()) {
         std::vector<DecodeInput> inputs;
+        inputs.reserve(active.size());
         for (const std::size_t which : active) {
             inputs.push_back({sequences[which], answers[which].back(), true});
         }
@@ -115,6 +116,7 @@ Result<std::vector<std::string>> greedy_answers(Engine& engine,
         active = std::move(going);
     }
     std::vector<std::string> texts;
+    texts.reserve(answers.size());
     for (const auto& answer : answers) texts.push_back(tokenizer.decode(answer));
     return texts;
 }

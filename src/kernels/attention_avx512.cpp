@@ -1,6 +1,8 @@
 // g++ 12 takes the undefined pass-through operands inside its own AVX-512 header for a mistake.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include "kernels/simd_avx512.h"
 // after the vector type

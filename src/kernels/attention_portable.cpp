@@ -13,8 +13,8 @@ constexpr Kernels kTable = table("portable");
 
 bool runs_avx2() {
 #if defined(__x86_64__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    // Every CPU with AVX2 converts halves (F16C); clang 16 cannot ask for that by name.
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
     return false;
 #endif
