@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 
@@ -17,12 +18,25 @@ constexpr Register subcommands[] = {
     register_eval, register_bench,   register_tokenize, register_completion,
 };
 
+// CLI11 lists types, ranges and exclusions beside every option; a name and the default are enough.
+class PlainFormatter : public CLI::Formatter {
+public:
+    std::string make_option_opts(const CLI::Option* option) const override {
+        const std::string type = option->get_type_name();
+        std::string text = type.empty() ? "" : " " + type.substr(0, type.find(':'));
+        if (!option->get_default_str().empty()) text += " [" + option->get_default_str() + "]";
+        if (option->get_required()) text += " (required)";
+        return text;
+    }
+};
+
 void build(CLI::App& app, Status& status) {
     app.name("headkv");
+    app.formatter(std::make_shared<PlainFormatter>());  // subcommands inherit it
     app.set_version_flag("--version", "headkv " + version());
     app.set_help_flag("-h,--help", "print this help");
     app.require_subcommand(0, 1);
-    app.get_formatter()->column_width(32);
+    app.get_formatter()->column_width(30);
     app.footer(
         "`headkv SUBCOMMAND --help` says more.\n"
         "Example: headkv run -m model.gguf -f report.txt -q \"Who signed it?\" --rows 128");
