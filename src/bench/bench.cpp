@@ -132,6 +132,14 @@ void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSet
 Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
                                            const BenchSettings& settings,
                                            const BenchProgress& progress) {
+    // The first pass over a model reads its weights from disk: that is loading, not speed.
+    if (!cases.empty()) {
+        BenchCase first;
+        first.depth = 32;
+        first.method.method = "full";
+        const auto warm = measure(engine, first, {.tokens = 1, .repeats = 1, .seed = 1});
+        if (!warm) return tl::unexpected(warm.error());
+    }
     std::vector<BenchResult> results;
     for (const BenchCase& what : cases) results.emplace_back().what = what;
     std::vector<std::vector<double>> compress_ms(cases.size());

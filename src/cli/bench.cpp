@@ -34,7 +34,11 @@ Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
     for (const std::int64_t depth : arguments.depths) {
         for (const auto& config : configs) {
             for (const std::int64_t slots : arguments.slots) {
-                cases.push_back({.depth = depth, .slots = slots, .method = config});
+                BenchCase what{.depth = depth, .slots = slots, .method = config};
+                // A share of nothing is nothing: at depth 0 every method holds its one token.
+                Budget& budget = what.method.budget;
+                if (depth == 0 && budget.unit == Budget::Unit::share) budget.value = 1;
+                cases.push_back(std::move(what));
             }
         }
     }

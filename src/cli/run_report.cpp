@@ -92,8 +92,8 @@ std::string against_full(const MethodRun& full, const MethodRun& run) {
     const bool same = trimmed(full.generation.text) == trimmed(run.generation.text);
     return fmt::format(
         "{} against full: a cache {:.1f} times smaller, decoding {:.1f} times as "
-        "fast, {} answer\n",
-        run.info.method, smaller, faster, same ? "the same" : "another");
+        "fast, {}\n",
+        run.info.method, smaller, faster, same ? "the same answer" : "other words");
 }
 
 }  // namespace
@@ -190,7 +190,7 @@ std::string comparison_table(const std::vector<MethodRun>& runs) {
                         bytes_text(run.info.plan_bytes),
                         fmt::format("{:.1f}%", 100 * share_of_full(run.info)),
                         fmt::format("{:.1f} tok/s", decode_speed(run.generation)),
-                        abbreviate(run.generation.text, 48)});
+                        abbreviate(run.generation.text, 60)});
     }
     std::string text = render_table(rows);
     const auto full = std::find_if(runs.begin(), runs.end(),

@@ -237,6 +237,12 @@ TEST_P(Forward, KeepsTheReferencesRows) {
         ASSERT_EQ(result.sequences.size(), 1U);
         const KeepLists ours = engine().positions(result.sequences[0]);
         EXPECT_EQ(rows_in(ours), rows_in(right)) << name;
+        // ada-kv counts values over a threshold: rounding of the rows moves one at most.
+        const bool adaptive = std::string_view(name) == "ada-kv";
+        if (!adaptive || tolerance() <= 0.01) {
+            SCOPED_TRACE(name);
+            expect_same_sizes(ours, right, adaptive ? 1 : 0);
+        }
         // Few rows of a random model: with quantised weights one row is already a step.
         EXPECT_GE(mean_jaccard(ours, right), tolerance() > 0.01 ? 0.85 : 0.97) << name;
     }
