@@ -12,10 +12,10 @@ export CUDA JOBS GGML_PREFIX MODEL
 
 configure = cmake -S . -G Ninja -DHEADKV_PCH=ON -DCMAKE_CXX_COMPILER=$(CXX) -Dggml_DIR=$$(tools/setup ggml-dir) $(CMAKE_FLAGS)
 
-.PHONY: help setup build program demo test install lint format sanitize bench clean distclean
+.PHONY: help setup build program demo test install lint format sanitize bench bench-kernels clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables: JOBS=N, CXX=g++, CUDA=1, GGML_PREFIX=DIR (a ggml of your own),"
 	@echo "  demo: MODEL=FILE.gguf DOC=FILE QUESTION='...' ROWS=128;  install: PREFIX=DIR"
@@ -52,6 +52,10 @@ sanitize: setup ## tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' --log-level=NOTICE \
 	  && ninja -C build-asan -j $(JOBS)
 	@tools/run-sanitized
+
+bench-kernels: setup ## each kernel beside a plain loop; fails where one has lost its speed
+	@$(configure) -B $(BUILD) -DHEADKV_BENCH=ON --log-level=NOTICE && ninja -C $(BUILD) -j $(JOBS) bench_kernels
+	@tools/bench-kernels $(BUILD)/bin/bench_kernels
 
 bench: program ## speed and memory at several depths, full cache against headkv-r2
 	@$(BUILD)/bin/headkv bench -m $(or $(MODEL),.deps/models/smollm2-135m.gguf) --depth 0,4096,7500 --methods full,headkv-r2 --rows $(ROWS)

@@ -13,7 +13,16 @@
 
 namespace headkv {
 
+// How the long products of a prefill are computed. Decoding is the same with both.
+enum class Precision {
+    exact,  // f32 activations, dequantised weights
+    fast,   // bf16 with f32 sums where the CPU has units for it (AMX, AVX-512 BF16); else as exact
+};
+
 struct EngineOptions {
+    Precision precision = Precision::exact;  // fast has not been measured yet (docs/performance.md)
+    // For tests: `fast` computes in bf16 on every CPU, slowly where there are no units for it.
+    bool bf16_anywhere = false;
     std::int64_t chunk = 512;  // most prompt tokens a prefill step computes at once
 };
 
@@ -55,6 +64,32 @@ struct SequenceInfo {
     bool runs_as_full = false;         // the budget was not below the prompt
 };
 
+// A prefill under way: the caller decides when its next step runs, and may decode other sequences
+// between two steps. Must not outlive its engine. Destroying it gives its memory back.
+class PrefillJob {
+public:
+    PrefillJob(PrefillJob&&) noexcept;
+    PrefillJob& operator=(PrefillJob&&) noexcept;
+    ~PrefillJob();
+
+    // Computes one layer of the next tokens, at most `most_tokens` of them (0: EngineOptions::chunk
+    // tokens); true when all is read. Errors: out of memory.
+    Result<bool> step(std::int64_t most_tokens = 0);
+    // Tokens x layers.
+    std::int64_t done() const;
+    std::int64_t total() const;
+    std::int64_t layer() const;  // the one that the next step works on
+    // After the last step, once: the sequences. prefill_ms counts the steps only, not what the
+    // caller did between them.
+    Result<PrefillResult> finish();
+
+private:
+    friend class Engine;
+    struct Impl;
+    explicit PrefillJob(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
 // Not thread-safe: one engine, one caller at a time.
 class Engine {
 public:
@@ -71,6 +106,14 @@ public:
     Result<PrefillResult> prefill(std::span<const Token> prompt,
                                   std::span<const MethodConfig> configs,
                                   const PrefillOptions& options = {});
+
+    // What prefill would refuse, found without work.
+    Result<void> check(std::span<const Token> prompt, const MethodConfig& config) const;
+
+    // The same in steps. Errors: as prefill, but for interrupted.
+    Result<PrefillJob> start_prefill(std::span<const Token> prompt,
+                                     std::span<const MethodConfig> configs,
+                                     std::int64_t expected_new_tokens = 256);
 
     // One step: appends each token to its sequence and attends. Several inputs may name the same
     // sequence: they are its next tokens, in order (a further turn, or a reference answer).
@@ -101,6 +144,7 @@ public:
     std::vector<std::vector<float>> attention(SequenceId sequence, std::int64_t layer) const;
 
 private:
+    friend class PrefillJob;
     struct Impl;
     explicit Engine(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;

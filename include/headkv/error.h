@@ -27,7 +27,8 @@ tl::unexpected<Error> bad_input(fmt::format_string<Args...> text, Args&&... args
         Error{ErrorKind::bad_input, fmt::format(text, std::forward<Args>(args)...)});
 }
 
-// The input was fine, the work could not be done (out of memory, disk full, device lost).
+// The input was fine, the work could not be done (out of memory, device lost). A full
+// disk is an output that cannot be written: bad_input, with another place to choose.
 template <class... Args>
 tl::unexpected<Error> failure(fmt::format_string<Args...> text, Args&&... args) {
     return tl::unexpected<Error>(

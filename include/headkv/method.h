@@ -56,10 +56,10 @@ struct Budget {
 struct MethodOptions {
     std::int64_t window = 16;  // last prompt rows, always kept
     std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
-    std::int64_t kernel = 13;  // odd width of the 1-D pooling over positions, stride 1
+    std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;
     double beta =
-        2.0;  // head_importance: pool = (b - w) / beta (paper 2410.19258); pyramid: its own
+        0;  // head_importance: pool = (b - w) / beta (2410.19258); 0: by importance_beta()
     double pyramid_beta = 20.0;  // pyramid: min = (b - w) / pyramid_beta (2406.02069)
     double floor = 0.2;          // adaptive: share of the rows that is uniform (2407.11550)
     bool normalize = true;       // adaptive: scale a head's scores by the mass its top rows hold
@@ -67,6 +67,10 @@ struct MethodOptions {
     std::int64_t sinks = 4;      // sinks_recent: first rows kept (2309.17453)
     std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
 };
+// The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
+// within 2 and 5. Where rows are few, the important heads must have most of them; the more there
+// are, the less is gained by starving the others (docs/results.md).
+double importance_beta(const MethodOptions& options, double rows);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
 struct MethodConfig {

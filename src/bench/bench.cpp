@@ -78,14 +78,15 @@ Result<void> decode_steps(Engine& engine, const std::vector<SequenceId>& sequenc
     return {};
 }
 
-Result<Sample> measure(Engine& engine, const BenchCase& what, const BenchSettings& settings) {
+Result<Sample> measure(Engine& engine, const BenchCase& what, const BenchSettings& settings,
+                       const Progress& go_on) {
     const Tokenizer& tokenizer = engine.model().tokenizer();
     const auto prompt =
         random_tokens(tokenizer, std::max<std::int64_t>(what.depth, 1), settings.seed);
     // The first step builds what later steps reuse; it is no part of the speed.
     const auto tokens = random_tokens(tokenizer, settings.tokens + 1, settings.seed + 1);
-    auto prefilled = engine.prefill(prompt, {&what.method, 1},
-                                    {.progress = {}, .expected_new_tokens = settings.tokens + 1});
+    auto prefilled = engine.prefill(
+        prompt, {&what.method, 1}, {.progress = go_on, .expected_new_tokens = settings.tokens + 1});
     if (!prefilled) return tl::unexpected(prefilled.error());
     Sample sample;
     sample.prefill = std::move(*prefilled);
@@ -114,10 +115,25 @@ void add_sample(BenchResult& result, const Sample& sample) {
     result.kv_bytes = sample.info.plan_bytes;
     result.kv_bytes_full = sample.info.full_bytes;
     result.allocated_bytes = sample.allocated_bytes;
+    result.held_bytes = sample.info.held_bytes * result.what.slots;
     result.scratch_bytes = sample.prefill.scratch_bytes;
 }
 
-void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSettings& settings) {
+// Multiplications and additions of a causal prefill, as every implementation must do them. The
+// products of the last layer and of the logits count for all tokens; they are few.
+double prefill_flops(const ModelInfo& model, double tokens) {
+    const auto width = static_cast<double>(model.embedding);
+    const auto q = static_cast<double>(model.shape.query_heads);
+    const auto kv = static_cast<double>(model.shape.kv_heads);
+    const auto k = static_cast<double>(model.head_dim_k), v = static_cast<double>(model.head_dim_v);
+    const double weights = width * (q * k + kv * (k + v)) + q * v * width +
+                           3 * width * static_cast<double>(model.feed_forward);
+    const double attention = q * (k + v) * tokens / 2;  // a token: half of all keys on the mean
+    return 2 * static_cast<double>(model.shape.layers) * tokens * (weights + attention);
+}
+
+void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSettings& settings,
+            const ModelInfo& model) {
     const auto rate = [](double count, double ms) { return ms > 0 ? count * 1e3 / ms : 0; };
     result.prefill_ms = median(result.prefill_ms_all);
     result.decode_ms = median(result.decode_ms_all);
@@ -125,19 +141,27 @@ void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSet
     result.prefill_tok_s = rate(static_cast<double>(result.prompt_tokens), result.prefill_ms);
     result.decode_tok_s =
         rate(static_cast<double>(settings.tokens * result.what.slots), result.decode_ms);
+    result.prefill_gflop_s =
+        rate(prefill_flops(model, static_cast<double>(result.prompt_tokens)), result.prefill_ms) /
+        1e9;
+    const double held = static_cast<double>(result.held_bytes);
+    result.decode_gb_s = rate(static_cast<double>(settings.tokens) *
+                                  (static_cast<double>(model.weight_bytes) + held),
+                              result.decode_ms) /
+                         1e9;
 }
 
 }  // namespace
 
 Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
                                            const BenchSettings& settings,
-                                           const BenchProgress& progress) {
+                                           const BenchProgress& progress, const BenchRound& round) {
     // The first pass over a model reads its weights from disk: that is loading, not speed.
     if (!cases.empty()) {
         BenchCase first;
         first.depth = 32;
         first.method.method = "full";
-        const auto warm = measure(engine, first, {.tokens = 1, .repeats = 1, .seed = 1});
+        const auto warm = measure(engine, first, {.tokens = 1, .repeats = 1, .seed = 1}, {});
         if (!warm) return tl::unexpected(warm.error());
     }
     std::vector<BenchResult> results;
@@ -145,19 +169,29 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
     std::vector<std::vector<double>> compress_ms(cases.size());
     const auto total = settings.repeats * static_cast<std::int64_t>(cases.size());
     std::int64_t done = 0;
+    // Within a case: only whether to go on.
+    const Progress go_on = [&](std::int64_t, std::int64_t) {
+        return !progress || progress(done, total);
+    };
     for (std::int64_t repeat = 0; repeat < settings.repeats; ++repeat) {
+        if (round) {
+            if (auto beside = round(repeat); !beside) return tl::unexpected(beside.error());
+        }
         for (std::size_t i = 0; i < cases.size(); ++i) {
-            if (progress && !progress(done++, total)) {
+            if (progress && !progress(done, total)) {
                 return tl::unexpected(Error{ErrorKind::interrupted, "interrupted"});
             }
             reset_peak_memory();
-            const auto sample = measure(engine, cases[i], settings);
+            const auto sample = measure(engine, cases[i], settings, go_on);
             if (!sample) return tl::unexpected(sample.error());
+            ++done;
             add_sample(results[i], *sample);
             compress_ms[i].push_back(sample->prefill.compress_ms);
         }
     }
-    for (std::size_t i = 0; i < cases.size(); ++i) finish(results[i], compress_ms[i], settings);
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        finish(results[i], compress_ms[i], settings, engine.model().info());
+    }
     return results;
 }
 

@@ -29,22 +29,30 @@ struct BenchResult {
     std::int64_t prompt_tokens = 0;
     double prefill_ms = 0, compress_ms = 0, decode_ms = 0;
     double prefill_tok_s = 0, decode_tok_s = 0;  // decode: of all slots together
+    double prefill_gflop_s = 0;                  // products and attention of the prefill
+    double decode_gb_s = 0;  // weights once a step and rows held once a step and slot
     double rows_kept_mean = 0;
     std::int64_t kv_bytes = 0, kv_bytes_full = 0;       // of one sequence
     std::int64_t allocated_bytes = 0;                   // of all slots, at the end
+    std::int64_t held_bytes = 0;                        // of all slots, at the end
     std::int64_t scratch_bytes = 0;                     // of the prefill
     std::int64_t rss_peak_bytes = 0;                    // highest of the repeats; weights included
     std::vector<double> prefill_ms_all, decode_ms_all;  // [repeats]
 };
 
-// Called before each measurement with the number done and of all; false stops the work.
+// Called at the start of every repeat: what is to be measured beside us, a peer say. An error ends
+// the bench.
+using BenchRound = std::function<Result<void>(std::int64_t repeat)>;
+
+// Called before and during each measurement with the number done and of all; false stops the work.
 using BenchProgress = std::function<bool(std::int64_t done, std::int64_t total)>;
 
 // Runs every case `repeats` times. The repeats of all cases are interleaved, so that a drift of the
 // machine's speed reaches all of them alike. Errors: those of the engine, interrupted.
 Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
                                            const BenchSettings& settings,
-                                           const BenchProgress& progress = {});
+                                           const BenchProgress& progress = {},
+                                           const BenchRound& round = {});
 
 // `count` ids of ordinary tokens, the same for a seed on every machine.
 std::vector<Token> random_tokens(const Tokenizer& tokenizer, std::int64_t count,

@@ -2,7 +2,12 @@
 #include "bench/bench.h"
 
 #include <memory>
+#include <optional>
+#include <utility>
 
+#include "bench/machine.h"
+#include "bench/peer.h"
+#include "cli/bench_report.h"
 #include "cli/options.h"
 #include "cli/run_report.h"
 
@@ -15,11 +20,12 @@ using Json = nlohmann::ordered_json;
 struct BenchArguments {
     ModelArguments model;
     MethodArguments method;
-    EngineOptions engine;
     BenchSettings settings;
     std::vector<std::int64_t> depths = {0, 512, 4096}, slots = {1};
     std::vector<std::string> methods = {"full", "headkv-r2"};
-    std::string json;
+    std::string json, csv, html;
+    std::string peer;    // llama-bench
+    bool probe = false;  // measure the machine, too
 };
 
 Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
@@ -45,7 +51,7 @@ Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
     return cases;
 }
 
-Json case_json(const BenchResult& result) {
+Json case_json(const BenchReport& report, const BenchResult& result) {
     const SequenceId slots = result.what.slots;
     return {{"depth", result.what.depth},
             {"method", result.what.method.method},
@@ -62,39 +68,47 @@ Json case_json(const BenchResult& result) {
             {"kv_bytes_allocated", result.allocated_bytes},
             {"prefill_scratch_bytes", result.scratch_bytes},
             {"rss_peak_bytes", result.rss_peak_bytes},
+            {"first_token_ms", first_token_ms(report, result)},
+            {"prefill_gflop_s", result.prefill_gflop_s},
+            {"decode_gb_s", result.decode_gb_s},
+            {"prefill_ratio", number(prefill_ratio(report, result))},
+            {"decode_ratio", number(decode_ratio(report, result))},
             {"prefill_ms_all", result.prefill_ms_all},
             {"decode_ms_all", result.decode_ms_all}};
 }
 
 Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
-                const std::vector<BenchResult>& results) {
+                const BenchReport& report) {
     Json json = {{"model", model_title(model)},
                  {"fingerprint", model.fingerprint},
                  {"version", version()},
                  {"device", model.device},
                  {"threads", model.threads},
-                 {"chunk", arguments.engine.chunk},
+                 {"precision", report.precision},
+                 {"chunk", arguments.model.engine.chunk},
                  {"decode_tokens", arguments.settings.tokens},
                  {"repeats", arguments.settings.repeats},
                  {"seed", arguments.settings.seed},
                  {"weight_bytes", model.weight_bytes}};
     json["results"] = Json::array();
-    for (const auto& result : results) json["results"].push_back(case_json(result));
-    return json;
-}
-
-std::string bench_table(const std::vector<BenchResult>& results) {
-    std::string text = fmt::format("{:>7}  {:<14} {:>5}  {:>9}  {:>13}  {:>12}  {:>10}  {:>10}\n",
-                                   "depth", "method", "slots", "rows/head", "prefill tok/s",
-                                   "decode tok/s", "KV cache", "peak RSS");
-    for (const auto& result : results) {
-        text += fmt::format("{:>7}  {:<14} {:>5}  {:>9.1f}  {:>13.1f}  {:>12.1f}  {:>10}  {:>10}\n",
-                            result.what.depth, result.what.method.method, result.what.slots,
-                            result.rows_kept_mean, result.prefill_tok_s, result.decode_tok_s,
-                            human_bytes(static_cast<double>(result.kv_bytes)),
-                            human_bytes(static_cast<double>(result.rss_peak_bytes)));
+    for (const auto& result : report.results) {
+        json["results"].push_back(case_json(report, result));
     }
-    return text;
+    if (report.machine) {
+        json["machine"] = {{"read_gb_s", report.machine->read_gb_s},
+                           {"copy_gb_s", report.machine->copy_gb_s},
+                           {"f32_gflop_s", report.machine->f32_gflop_s},
+                           {"bf16_gflop_s", report.machine->bf16_gflop_s}};
+    }
+    if (report.peer.empty()) return json;
+    json["peer"] = Json::array();
+    for (const auto& [key, speed] : report.peer) {
+        json["peer"].push_back({{"depth", key.first},
+                                {"slots", key.second},
+                                {"prefill_tok_s_all", speed.prefill},
+                                {"decode_tok_s_all", speed.decode}});
+    }
+    return json;
 }
 
 Result<void> check_arguments(const BenchArguments& arguments) {
@@ -104,27 +118,56 @@ Result<void> check_arguments(const BenchArguments& arguments) {
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
     }
-    return check_output(arguments.json);
+    for (const auto& file : {arguments.json, arguments.csv, arguments.html}) {
+        if (auto writable = check_output(file); !writable) return writable;
+    }
+    return {};
 }
 
 Result<void> bench(const BenchArguments& arguments) {
     if (auto checked = check_arguments(arguments); !checked) return checked;
+    // The peer is looked at before the model is loaded: a wrong name is said at once.
+    std::optional<LlamaBench> peer;
+    if (!arguments.peer.empty()) {
+        auto found = LlamaBench::create({arguments.peer, arguments.model.path,
+                                         arguments.model.load.threads, arguments.settings.tokens});
+        if (!found) return tl::unexpected(found.error());
+        peer.emplace(std::move(*found));
+    }
     catch_interrupts();
     const auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
     const auto cases = bench_cases(arguments, (*model)->info());
     if (!cases) return tl::unexpected(cases.error());
-    const auto engine = Engine::create(*model, arguments.engine);
+    const auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
+    BenchReport report;
+    report.model = model_title((*model)->info());
+    report.threads = (*model)->info().threads;
+    report.precision = arguments.model.engine.precision == Precision::exact ? "exact" : "fast";
+    report.settings = arguments.settings;
+    if (peer) peer->set_threads(report.threads);
+    if (arguments.probe) report.machine = measure_machine(report.threads);
+    const BenchRound beside = [&](std::int64_t) {
+        return peer ? peer->round(arguments.depths, arguments.slots) : Result<void>();
+    };
     ProgressBar bar("measuring");
-    const auto results = run_bench(**engine, *cases, arguments.settings, bar.callback());
+    auto results = run_bench(**engine, *cases, arguments.settings, bar.callback(), beside);
     bar.clear();
     if (!results) return tl::unexpected(results.error());
+    report.results = std::move(*results);
+    if (peer) report.peer = peer->speeds();
     if (arguments.json != "-") {
-        if (auto printed = print(bench_table(*results)); !printed) return printed;
+        if (auto printed = print(bench_table(report)); !printed) return printed;
+    }
+    if (!arguments.csv.empty()) {
+        if (auto done = write_output(arguments.csv, bench_csv(report)); !done) return done;
+    }
+    if (!arguments.html.empty()) {
+        if (auto done = write_output(arguments.html, bench_page(report)); !done) return done;
     }
     if (arguments.json.empty()) return {};
-    return write_output(arguments.json, dump(bench_json(arguments, (*model)->info(), *results)));
+    return write_output(arguments.json, dump(bench_json(arguments, (*model)->info(), report)));
 }
 
 }  // namespace
@@ -150,11 +193,20 @@ void register_bench(CLI::App& app, Status& status) {
     add("--repeat", arguments->settings.repeats, "repeats; medians are printed", "R")
         ->check(CLI::PositiveNumber);
     add("--seed", arguments->settings.seed, "of the token ids", "N");
-    add("--chunk", arguments->engine.chunk, "prompt tokens computed at once", "N")
+    add("--chunk", arguments->model.engine.chunk, "prompt tokens computed at once", "N")
         ->check(CLI::Range(1, 1 << 20));
     add_method_options(*command, arguments->method, false);
     command->add_option("--json", arguments->json, "figures as JSON; - is stdout")
         ->type_name("FILE");
+    command->add_option("--csv", arguments->csv, "figures as CSV")->type_name("FILE");
+    command->add_option("--html", arguments->html, "a page with charts of speed against depth")
+        ->type_name("FILE");
+    command
+        ->add_option("--vs", arguments->peer,
+                     "llama.cpp's llama-bench: measured in the same run, ratios printed")
+        ->type_name("PROGRAM");
+    command->add_flag("--machine", arguments->probe,
+                      "measure memory and products first; show figures as shares of that");
     command->footer(
         "Example: headkv bench -m model.gguf --depth 0,4096 --methods full,headkv-r2 --rows 128");
     command->callback([arguments, &status] {

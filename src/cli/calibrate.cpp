@@ -104,7 +104,7 @@ Result<void> run(Arguments& arguments) {
         arguments.needles.empty()) {
         settings.limit = default_probes;
     }
-    auto engine = Engine::create(*model);
+    auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
     auto probes = plan_probes(settings.lengths, settings.depths,

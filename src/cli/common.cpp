@@ -13,6 +13,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -23,8 +24,22 @@ namespace headkv::cli {
 namespace {
 
 volatile std::sig_atomic_t interrupt_flag = 0;
+volatile std::int64_t interrupted_at = 0;  // ms of the monotonic clock
 
-void on_interrupt(int) { interrupt_flag = 1; }
+// Calls only what a signal handler may. `timeout` and terminals send one wish as two signals at
+// once, so only a second signal that comes later ends the program on the spot.
+void on_interrupt(int signal) {
+    struct timespec now = {};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const std::int64_t ms = static_cast<std::int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1000000;
+    if (interrupt_flag != 0 && ms - interrupted_at > 300) {
+        ::signal(signal, SIG_DFL);
+        ::raise(signal);
+        return;
+    }
+    if (interrupt_flag == 0) interrupted_at = ms;
+    interrupt_flag = 1;
+}
 
 std::string reason(int code) { return std::generic_category().message(code); }
 
@@ -227,8 +242,6 @@ Result<void> print(std::string_view text) {
 void catch_interrupts() {
     struct sigaction action = {};
     action.sa_handler = on_interrupt;
-    // Reset on the first signal: the second one ends the program at once.
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
     ::sigemptyset(&action.sa_mask);
     ::sigaction(SIGINT, &action, nullptr);
     ::sigaction(SIGTERM, &action, nullptr);

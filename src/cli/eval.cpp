@@ -33,7 +33,7 @@ Result<void> run_perplexity(const PerplexityArguments& arguments) {
         return bad_input("--chunk {}: the model's context is {} tokens", arguments.chunk,
                          (*model)->info().context);
     }
-    auto engine = Engine::create(*model);
+    auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
     const Tokenizer& tokenizer = (*model)->tokenizer();
     const std::vector<Token> tokens = tokenizer.encode(*text);
@@ -357,7 +357,7 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     arguments.settings.chat = *chat;
     auto configs = configurations(arguments, info);
     if (!configs) return tl::unexpected(configs.error());
-    auto engine = Engine::create(*model);
+    auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
     catch_interrupts();

@@ -17,7 +17,6 @@ struct InspectArguments {
     ModelArguments model;
     MethodArguments method;
     PromptArguments prompt;
-    EngineOptions engine;
     std::string json, html;
 };
 
@@ -35,10 +34,10 @@ Result<void> check_arguments(const InspectArguments& arguments) {
 
 const char* pool_name(Pool pool) { return pool == Pool::max ? "max" : "avg"; }
 
-double beta_of(const MethodConfig& config) {
+double beta_of(const MethodConfig& config, double rows) {
     const auto recipe = find_recipe(config.method);
     const bool pyramid = recipe && (*recipe)->allocate == AllocateStep::pyramid;
-    return pyramid ? config.options.pyramid_beta : config.options.beta;
+    return pyramid ? config.options.pyramid_beta : importance_beta(config.options, rows);
 }
 
 // Tokens as text; a character that is split over tokens becomes one piece.
@@ -68,7 +67,7 @@ Json inspection_json(const Inspection& inspection, const MethodConfig& config,
         {"kernel", config.options.kernel},
         {"pool", pool_name(config.options.pool)},
         {"order", "group_then_pool"},
-        {"beta", number(beta_of(config))},
+        {"beta", number(beta_of(config, info.rows_budget))},
         {"n_tokens", info.prompt_tokens},
         {"observe", config.options.observe > 0 ? config.options.observe : config.options.window},
         {"group_reduce", config.options.group_reduce == GroupReduce::mean ? "mean" : "max"},
@@ -106,7 +105,8 @@ std::string text_map(const Inspection& inspection) {
     return text;
 }
 
-std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig& config) {
+std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig& config,
+                                                             double rows) {
     const MethodOptions& options = config.options;
     const auto recipe = find_recipe(config.method);
     std::vector<std::pair<std::string, std::string>> settings = {{"method", config.method}};
@@ -118,7 +118,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig&
     }
     const AllocateStep allocate = (*recipe)->allocate;
     if (allocate == AllocateStep::head_importance || allocate == AllocateStep::pyramid) {
-        settings.emplace_back("beta", fmt::format("{}", beta_of(config)));
+        settings.emplace_back("beta", fmt::format("{}", beta_of(config, rows)));
     }
     if (allocate == AllocateStep::adaptive) {
         settings.emplace_back("floor", fmt::format("{}", options.floor));
@@ -140,7 +140,7 @@ Result<Inspection> inspect_tokens(const InspectArguments& arguments, Engine& eng
     Inspection inspection;
     inspection.model = model_title(model);
     inspection.info = engine.info(result->sequences[0]);
-    inspection.settings = settings_of(config);
+    inspection.settings = settings_of(config, inspection.info.rows_budget);
     inspection.kept = engine.positions(result->sequences[0]);
     if (!arguments.html.empty()) {
         inspection.pieces = prompt_pieces(engine.model().tokenizer(), tokens);
@@ -168,7 +168,7 @@ Result<void> inspect(const InspectArguments& arguments) {
     if (!text) return tl::unexpected(text.error());
     const auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
-    const auto engine = Engine::create(*model, arguments.engine);
+    const auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
     const auto tokens = prompt_tokens(arguments.prompt, *text, **model, 1);
     if (!tokens) return tl::unexpected(tokens.error());
@@ -187,7 +187,7 @@ void register_inspect(CLI::App& app, Status& status) {
     add_model_options(*command, arguments->model);
     add_prompt_options(*command, arguments->prompt);
     add_method_options(*command, arguments->method);
-    command->add_option("--chunk", arguments->engine.chunk, "prompt tokens computed at once")
+    command->add_option("--chunk", arguments->model.engine.chunk, "prompt tokens computed at once")
         ->capture_default_str()
         ->check(CLI::Range(1, 1 << 20))
         ->type_name("N")

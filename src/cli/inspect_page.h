@@ -31,8 +31,6 @@ std::vector<std::int64_t> heads_per_token(const Inspection& inspection);
 
 std::string inspection_page(const Inspection& inspection);
 
-// For HTML text and quoted attributes; control characters become visible signs.
-std::string escape_html(std::string_view text);
 // "0-5,9,12-13"
 std::string position_ranges(const std::vector<std::int32_t>& sorted);
 

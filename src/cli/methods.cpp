@@ -31,7 +31,9 @@ ordered_json options_of(const Recipe& recipe) {
         options["pool"] = name_of(defaults.pool);
         options["group-reduce"] = name_of(defaults.group_reduce);
     }
-    if (recipe.allocate == AllocateStep::head_importance) options["beta"] = defaults.beta;
+    if (recipe.allocate == AllocateStep::head_importance) {
+        options["beta"] = "rows / 32, from 2 to 5";
+    }
     if (recipe.allocate == AllocateStep::pyramid) options["pyramid-beta"] = defaults.pyramid_beta;
     if (recipe.allocate == AllocateStep::adaptive) options["floor"] = defaults.floor;
     options["reserve"] = defaults.reserve;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
+#include <thread>
 
 #include "headkv/session.h"
 
@@ -104,9 +105,25 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
         ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
         ->type_name("NAME")
         ->group(model_group);
+    command
+        .add_option_function<std::string>(
+            "--precision",
+            [&arguments](const std::string& name) {
+                arguments.engine.precision = name == "fast" ? Precision::fast : Precision::exact;
+            },
+            "products of long prompts: exact (f32) or fast (bf16 where the CPU has units for it)")
+        ->default_str("exact")
+        ->check(CLI::IsMember({"exact", "fast"}))
+        ->type_name("NAME")
+        ->group(model_group);
 }
 
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {
+    const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+    if (cores > 0 && arguments.load.threads > cores) {
+        note(fmt::format("{} threads on {} cores: they will wait for each other; -t {} is faster",
+                         arguments.load.threads, cores, cores));
+    }
     return Model::load(arguments.path, arguments.load);
 }
 
@@ -171,8 +188,8 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "NAME");
     add("--beta", a.beta,
         fmt::format("rows that follow the allocation are (rows - window) / beta "
-                    "({}; pyramidkv {})",
-                    d.beta, d.pyramid_beta)
+                    "(rows / 32, from 2 to 5; pyramidkv {})",
+                    d.pyramid_beta)
             .c_str(),
         "B");
     add("--pyramid-beta", a.pyramid_beta, "beta of pyramidkv alone", "B");

@@ -8,14 +8,16 @@
 
 #include "cli/common.h"
 #include "headkv/chat.h"
+#include "headkv/engine.h"
 #include "headkv/method.h"
 #include "headkv/model.h"
 
 namespace headkv::cli {
 
 struct ModelArguments {
-    std::string path;  // -m, required
-    LoadOptions load;  // --device, -t
+    std::string path;      // -m, required
+    LoadOptions load;      // --device, -t
+    EngineOptions engine;  // --precision
 };
 void add_model_options(CLI::App& command, ModelArguments& arguments);
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments);

@@ -145,7 +145,8 @@ Result<Allocation> ours(const PlanArguments& arguments, HeadScores scores) {
     if ((*recipe)->allocate == AllocateStep::pyramid) {
         beta = config.options.pyramid_beta = arguments.beta.value_or(config.options.pyramid_beta);
     } else if ((*recipe)->allocate == AllocateStep::head_importance) {
-        beta = config.options.beta = arguments.beta.value_or(config.options.beta);
+        config.options.beta = arguments.beta.value_or(config.options.beta);
+        beta = importance_beta(config.options, arguments.rows);
     }
     scores.shape.kv_heads = 0;  // what the heads are here was settled with the shape
     config.scores = std::make_shared<const HeadScores>(std::move(scores));
@@ -248,8 +249,10 @@ void register_plan(CLI::App& app, Status& status) {
     add("--rows", arguments->rows, "rows per head, window included, mean over heads", "N")
         ->capture_default_str();
     add("--beta", arguments->beta,
-        fmt::format("the importance pool is (rows - window) / beta ({}; published {}; pyramid {})",
-                    defaults.beta, paper.beta, defaults.pyramid_beta),
+        fmt::format(
+            "the importance pool is (rows - window) / beta (rows / 32, from 2 to 5; published "
+            "{}; pyramid {})",
+            paper.beta, defaults.pyramid_beta),
         "B");
     add("--window", arguments->window,
         fmt::format("last rows that every head keeps ({}; published {})", defaults.window,

@@ -20,7 +20,6 @@ struct RunArguments {
     MethodArguments method;
     PromptArguments prompt;
     GenerateOptions generate;
-    EngineOptions engine;
     std::vector<std::string> compare;
     std::string json;
     bool chat = false, show_prompt = false;
@@ -87,7 +86,7 @@ Result<void> load(Job& job) {
     const Stopwatch watch;
     auto model = load_model(job.arguments.model);
     if (!model) return tl::unexpected(model.error());
-    auto engine = Engine::create(*model, job.arguments.engine);
+    auto engine = Engine::create(*model, job.arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
     job.engine = std::move(*engine);
     const ModelInfo& info = job.model().info();
@@ -386,7 +385,7 @@ void register_run(CLI::App& app, Status& status) {
         ->excludes(command->get_option("--raw"));
     command->add_flag("--show-prompt", arguments->show_prompt,
                       "print the prompt with its template to stderr");
-    command->add_option("--chunk", arguments->engine.chunk, "prompt tokens computed at once")
+    command->add_option("--chunk", arguments->model.engine.chunk, "prompt tokens computed at once")
         ->capture_default_str()
         ->check(CLI::Range(1, 1 << 20))
         ->type_name("N")

@@ -47,30 +47,6 @@ std::string pad(const std::string& text, std::size_t width, bool right) {
     return right ? space + text : text + space;
 }
 
-std::string render_table(const std::vector<std::vector<std::string>>& rows) {
-    std::vector<std::size_t> widths(rows[0].size(), 0);
-    for (const auto& row : rows) {
-        for (std::size_t i = 0; i < row.size(); ++i) {
-            widths[i] = std::max(widths[i], display_width(row[i]));
-        }
-    }
-    std::string text;
-    for (std::size_t r = 0; r < rows.size(); ++r) {
-        for (std::size_t i = 0; i < widths.size(); ++i) {
-            // The first and the last column are words, the others figures.
-            const bool words = i == 0 || i + 1 == widths.size();
-            text += pad(rows[r][i], i + 1 == widths.size() ? 0 : widths[i], !words);
-            text += i + 1 == widths.size() ? "\n" : "  ";
-        }
-        if (r > 0) continue;
-        for (std::size_t i = 0; i < widths.size(); ++i) {
-            for (std::size_t j = 0; j < widths[i]; ++j) text += "─";
-            text += i + 1 == widths.size() ? "\n" : "  ";
-        }
-    }
-    return text;
-}
-
 std::string trimmed(std::string_view text) {
     const auto first = text.find_first_not_of(" \t\r\n");
     if (first == std::string_view::npos) return {};
@@ -97,6 +73,30 @@ std::string against_full(const MethodRun& full, const MethodRun& run) {
 }
 
 }  // namespace
+
+std::string render_table(const std::vector<std::vector<std::string>>& rows, bool text_last) {
+    std::vector<std::size_t> widths(rows[0].size(), 0);
+    for (const auto& row : rows) {
+        for (std::size_t i = 0; i < row.size(); ++i) {
+            widths[i] = std::max(widths[i], display_width(row[i]));
+        }
+    }
+    std::string text;
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+        for (std::size_t i = 0; i < widths.size(); ++i) {
+            const bool last = i + 1 == widths.size();
+            const bool words = i == 0 || (last && text_last);
+            text += pad(rows[r][i], last && text_last ? 0 : widths[i], !words);
+            text += i + 1 == widths.size() ? "\n" : "  ";
+        }
+        if (r > 0) continue;
+        for (std::size_t i = 0; i < widths.size(); ++i) {
+            for (std::size_t j = 0; j < widths[i]; ++j) text += "─";
+            text += i + 1 == widths.size() ? "\n" : "  ";
+        }
+    }
+    return text;
+}
 
 std::int64_t decode_steps(const Generation& generation) {
     const auto tokens = static_cast<std::int64_t>(generation.tokens.size());
@@ -192,7 +192,7 @@ std::string comparison_table(const std::vector<MethodRun>& runs) {
                         fmt::format("{:.1f} tok/s", decode_speed(run.generation)),
                         abbreviate(run.generation.text, 60)});
     }
-    std::string text = render_table(rows);
+    std::string text = render_table(rows, true);
     const auto full = std::find_if(runs.begin(), runs.end(),
                                    [](const MethodRun& run) { return run.info.method == "full"; });
     if (full == runs.end()) return text;

@@ -48,4 +48,8 @@ std::string dump(const nlohmann::ordered_json& json, int indent = 2);
 std::string abbreviate(std::string_view text, std::size_t width);
 std::size_t display_width(std::string_view text);
 
+// Rows of cells under a heading (rows[0]) and a line: the first column to the left, figures to the
+// right; the last to the left, too, where it is text.
+std::string render_table(const std::vector<std::vector<std::string>>& rows, bool text_last);
+
 }  // namespace headkv::cli

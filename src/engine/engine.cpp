@@ -61,6 +61,10 @@ struct Engine::Impl {
     std::vector<std::int64_t> logit_of;  // [inputs] row in `logits`, -1 if not wanted
 
     const Model::Impl& weights() const { return model->impl(); }
+    bool bf16() const {
+        return options.precision == Precision::fast &&
+               (options.bf16_anywhere || Bf16Product::supported());
+    }
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
     Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs);
@@ -122,9 +126,28 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
     return check_tokens(prompt);
 }
 
-Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
-                                      std::span<const MethodConfig> configs,
-                                      const PrefillOptions& options) {
+struct PrefillJob::Impl {
+    Engine::Impl* engine = nullptr;
+    std::unique_ptr<Prefill> prefill;
+    double spent_ms = 0;
+};
+
+PrefillJob::PrefillJob(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+PrefillJob::PrefillJob(PrefillJob&&) noexcept = default;
+PrefillJob& PrefillJob::operator=(PrefillJob&&) noexcept = default;
+PrefillJob::~PrefillJob() = default;
+
+Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& config) const {
+    if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
+    const auto& info = model().info();
+    const auto method = Method::create(config, info.shape, static_cast<std::int64_t>(prompt.size()),
+                                       info.row_bytes);
+    return method ? Result<void>() : tl::unexpected(method.error());
+}
+
+Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
+                                         std::span<const MethodConfig> configs,
+                                         std::int64_t expected_new_tokens) {
     const auto start = now_ms();
     auto& self = *impl_;
     if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
@@ -138,53 +161,85 @@ Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
         auto method = Method::create(config, hyper.shape, length, self.model->info().row_bytes);
         if (!method) return tl::unexpected(method.error());
         const bool grows = method->recipe().allocate == AllocateStep::all;
-        const auto reserve = grows ? std::max<std::int64_t>(1, options.expected_new_tokens)
+        const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
                                    : std::max<std::int64_t>(1, config.options.reserve);
         targets.push_back(
             {std::move(*method), reserve, SequenceCache(cache_shape),
              QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1)});
     }
     auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
-                                   {self.options.chunk, false});
+                                   {self.options.chunk, false, self.bf16()});
     if (!prefill) return tl::unexpected(prefill.error());
-    for (bool done = false; !done;) {
-        const auto layer = (*prefill)->layer();
-        auto step = (*prefill)->step();
-        if (!step) return tl::unexpected(step.error());
-        done = *step;
-        if (options.progress && (*prefill)->layer() != layer &&
-            !options.progress((*prefill)->layer(), hyper.shape.layers)) {
-            return tl::unexpected(
-                Error{ErrorKind::interrupted, "interrupted while reading the prompt"});
-        }
-    }
+    return PrefillJob(std::make_unique<PrefillJob::Impl>(
+        PrefillJob::Impl{&self, std::move(*prefill), now_ms() - start}));
+}
+
+Result<bool> PrefillJob::step(std::int64_t most_tokens) {
+    const auto start = now_ms();
+    auto done = impl_->prefill->step(most_tokens);
+    impl_->spent_ms += now_ms() - start;
+    return done;
+}
+
+std::int64_t PrefillJob::done() const { return impl_->prefill->done(); }
+std::int64_t PrefillJob::layer() const { return impl_->prefill->layer(); }
+std::int64_t PrefillJob::total() const {
+    return impl_->prefill->tokens() * impl_->engine->shape.heads.layers;
+}
+
+Result<PrefillResult> PrefillJob::finish() {
+    const auto start = now_ms();
+    auto& self = *impl_->engine;
+    auto& prefill = *impl_->prefill;
+    const auto length = prefill.tokens();
+    assert(done() == total());
     PrefillResult result;
-    auto logits = (*prefill)->logits(length - 1, 1);
+    auto logits = prefill.logits(length - 1, 1);
     if (!logits) return tl::unexpected(logits.error());
     result.logits = std::move(*logits);
-    result.compress_ms = (*prefill)->compress_ms();
-    result.scratch_bytes = (*prefill)->scratch_bytes();
-    for (auto& target : (*prefill)->targets()) {
+    result.compress_ms = prefill.compress_ms();
+    result.scratch_bytes = prefill.scratch_bytes();
+    for (auto& target : prefill.targets()) {
         Sequence sequence{std::move(target), length, length, 0, {}};
         sequence.plan_bytes = sequence.state.cache.held_bytes();
-        for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
-            for (std::int64_t head = 0; head < hyper.shape.kv_heads; ++head) {
+        for (std::int64_t layer = 0; layer < self.shape.heads.layers; ++layer) {
+            for (std::int64_t head = 0; head < self.shape.heads.kv_heads; ++head) {
                 sequence.kept.push_back(sequence.state.cache.head(layer, head).count);
             }
         }
         result.sequences.push_back(self.next_id);
         self.sequences.emplace(self.next_id++, std::move(sequence));
     }
-    result.prefill_ms = now_ms() - start;
+    impl_->prefill.reset();
+    result.prefill_ms = impl_->spent_ms + now_ms() - start;
     return result;
+}
+
+Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
+                                      std::span<const MethodConfig> configs,
+                                      const PrefillOptions& options) {
+    auto job = start_prefill(prompt, configs, options.expected_new_tokens);
+    if (!job) return tl::unexpected(job.error());
+    const auto layers = model().info().shape.layers;
+    for (bool done = false; !done;) {
+        const auto layer = job->layer();
+        auto step = job->step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+        if (options.progress && job->layer() != layer && !options.progress(job->layer(), layers)) {
+            return tl::unexpected(
+                Error{ErrorKind::interrupted, "interrupted while reading the prompt"});
+        }
+    }
+    return job->finish();
 }
 
 Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text,
                                                      const Progress& progress) {
     auto& self = *impl_;
     if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
-    auto prefill =
-        Prefill::create(*self.compute, *self.model, text, {}, {self.options.chunk, true});
+    auto prefill = Prefill::create(*self.compute, *self.model, text, {},
+                                   {self.options.chunk, true, self.bf16()});
     if (!prefill) return tl::unexpected(prefill.error());
     const auto layers = self.weights().hyper.shape.layers;
     for (bool done = false; !done;) {

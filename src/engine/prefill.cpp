@@ -42,8 +42,6 @@ Result<std::unique_ptr<Prefill>> Prefill::create(const Compute& compute, const M
 Result<void> Prefill::allocate(std::span<const Token> prompt) {
     const auto& hyper = model_.hyper;
     tokens_ = static_cast<std::int64_t>(prompt.size());
-    // Chunks of equal length: no short last chunk that runs at a matrix-vector's speed.
-    chunks_ = (tokens_ + options_.chunk - 1) / options_.chunk;
     window_ = 1;
     for (const auto& target : targets_) {
         window_ = std::max(window_, std::min(tokens_, target.method.observe()));
@@ -91,23 +89,28 @@ ggml_tensor* Prefill::columns(ggml_context* context, ggml_tensor* matrix, std::i
                         size(first) * matrix->nb[1]);
 }
 
-Result<bool> Prefill::step() {
+Result<bool> Prefill::step(std::int64_t most) {
     if (layer_ == model_.hyper.shape.layers) return true;
+    // Chunks of equal length: no short last chunk that runs at a matrix-vector's speed.
+    const auto longest = most > 0 ? std::min(most, options_.chunk) : options_.chunk;
+    const auto left = tokens_ - begin_;
+    const auto chunks = (left + longest - 1) / longest;
+    const auto count = (left + chunks - 1) / chunks;
     if (layer_ == 0) {
-        if (auto done = embed(chunk_); !done) return tl::unexpected(done.error());
+        if (auto done = embed(begin_, count); !done) return tl::unexpected(done.error());
     }
-    if (auto done = run_chunk(chunk_); !done) return tl::unexpected(done.error());
-    if (++chunk_ < chunks_) return false;
+    if (auto done = run_chunk(begin_, count); !done) return tl::unexpected(done.error());
+    begin_ += count;
+    if (begin_ < tokens_) return false;
     const auto start = now_ms();
     if (auto done = compress_layer(); !done) return tl::unexpected(done.error());
     compress_ms_ += now_ms() - start;
-    chunk_ = 0;
+    begin_ = 0;
+    packed_.clear();
     return ++layer_ == model_.hyper.shape.layers;
 }
 
-Result<void> Prefill::embed(std::int64_t chunk) {
-    const auto begin = chunk_begin(chunk);
-    const auto count = chunk_begin(chunk + 1) - begin;
+Result<void> Prefill::embed(std::int64_t begin, std::int64_t count) {
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
@@ -118,14 +121,12 @@ Result<void> Prefill::embed(std::int64_t chunk) {
     return compute_graph(graph);
 }
 
-Result<void> Prefill::run_chunk(std::int64_t chunk) {
+Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     const auto& hyper = model_.hyper;
-    const auto begin = chunk_begin(chunk);
-    const auto end = chunk_begin(chunk + 1);
-    const auto count = end - begin;
+    const auto end = begin + count;
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    LinearOps products;
+    LinearOps products(options_.bf16 ? &packed_ : nullptr);
     const GraphBuilder build{c, hyper, model_.weights, &products};
     const auto& layer = model_.weights.layers[size(layer_)];
     auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);

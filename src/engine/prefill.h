@@ -23,12 +23,15 @@ struct PrefillTarget {
 };
 
 // A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.
+// Every layer may be cut differently: the rows of a layer depend on the tokens before them, not on
+// where the chunks begin.
 // Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16.
 class Prefill {
 public:
     struct Options {
         std::int64_t chunk = 512;
         bool all_tokens = false;  // the last layer computes every token, for log_probabilities
+        bool bf16 = false;        // products of long chunks in bf16
     };
     // Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
@@ -36,9 +39,12 @@ public:
                                                    std::vector<PrefillTarget> targets,
                                                    const Options& options);
 
-    // Does one step; true when there is nothing left to do.
-    Result<bool> step();
+    // Does one step of at most `most` tokens (0: Options::chunk); true when nothing is left to do.
+    Result<bool> step(std::int64_t most = 0);
     std::int64_t layer() const { return layer_; }
+    std::int64_t tokens() const { return tokens_; }
+    // Tokens x layers done, of tokens() x layers.
+    std::int64_t done() const { return layer_ * tokens_ + begin_; }
 
     // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
     Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
@@ -50,10 +56,9 @@ private:
     Prefill(const Compute& compute, const Model& model, std::vector<PrefillTarget> targets,
             const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
-    std::int64_t chunk_begin(std::int64_t chunk) const { return tokens_ * chunk / chunks_; }
 
-    Result<void> embed(std::int64_t chunk);
-    Result<void> run_chunk(std::int64_t chunk);
+    Result<void> embed(std::int64_t begin, std::int64_t count);
+    Result<void> run_chunk(std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
     Result<std::vector<float>> observed(std::int64_t queries);
     Result<void> compute_graph(ggml_cgraph* graph);
@@ -66,8 +71,8 @@ private:
     std::vector<PrefillTarget> targets_;
     Options options_;
     AttentionShape shape_;
-    std::int64_t tokens_ = 0, chunks_ = 0, window_ = 0;
-    std::int64_t layer_ = 0, chunk_ = 0;
+    std::int64_t tokens_ = 0, window_ = 0;
+    std::int64_t layer_ = 0, begin_ = 0;  // the next step: this layer, from this token on
     double compress_ms_ = 0;
 
     ggml_context_ptr context_;
@@ -78,6 +83,7 @@ private:
     ggml_tensor* keys_ = nullptr;       // f16 [dim_k, tokens, kv_heads]
     ggml_tensor* values_ = nullptr;     // f16 [dim_v, tokens, kv_heads]
     ggml_tensor* queries_ = nullptr;    // f32 [dim_k * query_heads, window]
+    PackedLayer packed_;                // of layer_, if products are bf16
     ggml_gallocr_ptr allocator_;        // work memory of the graphs, reused
     std::size_t work_bytes_ = 0;
 };

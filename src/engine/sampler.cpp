@@ -53,11 +53,21 @@ double next_uniform(std::uint64_t (&s)[4]) {
 
 // The first of the best logits. A NaN never wins.
 Token argmax(std::span<const float> logits) {
-    std::size_t best = 0;
-    for (std::size_t i = 1; i < logits.size(); ++i) {
-        if (ordered(logits[i]) > ordered(logits[best])) best = i;
+    // Lanes that do not wait for each other: one pass at the speed of memory, for the value only.
+    constexpr std::size_t kLanes = 32;
+    float best[kLanes];
+    std::fill(std::begin(best), std::end(best), minus_infinity);
+    std::size_t i = 0;
+    for (; i + kLanes <= logits.size(); i += kLanes) {
+        for (std::size_t lane = 0; lane < kLanes; ++lane) {
+            const float value = logits[i + lane];
+            best[lane] = value > best[lane] ? value : best[lane];  // false for NaN
+        }
     }
-    return static_cast<Token>(best);
+    float top = *std::max_element(std::begin(best), std::end(best));
+    for (; i < logits.size(); ++i) top = logits[i] > top ? logits[i] : top;
+    const auto found = std::find(logits.begin(), logits.end(), top);
+    return found == logits.end() ? 0 : static_cast<Token>(found - logits.begin());
 }
 
 void penalise(std::vector<Candidate>& candidates, std::vector<Token> recent, float penalty) {

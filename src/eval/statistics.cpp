@@ -27,6 +27,7 @@ Estimate clustered_estimate(std::span<const Observation> observations, std::uint
     estimate.value = total.value / total.weight;
 
     std::vector<Sum> clusters;
+    clusters.reserve(by_cluster.size());
     for (const auto& [cluster, sum] : by_cluster) clusters.push_back(sum);
     Random random(seed);
     std::vector<double> ratios;

@@ -27,8 +27,9 @@ Result<void> check_options(const MethodOptions& options) {
         return bad_input("kernel is {}: it must be an odd number from 1 to {}", options.kernel,
                          kWidestKernel);
     }
-    if (!(options.beta >= 1) || !std::isfinite(options.beta)) {
-        return bad_input("beta is {}: it must be at least 1", options.beta);
+    if (options.beta != 0 && (!(options.beta >= 1) || !std::isfinite(options.beta))) {
+        return bad_input("beta is {}: it must be at least 1, or 0 for one by the budget",
+                         options.beta);
     }
     if (!(options.pyramid_beta >= 1) || !std::isfinite(options.pyramid_beta)) {
         return bad_input("pyramid beta is {}: it must be at least 1", options.pyramid_beta);
@@ -161,7 +162,7 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
             return allocate_pyramid(shape, rows, options.window, options.pyramid_beta, limit);
         case AllocateStep::head_importance:
             return allocate_head_importance(shape, kv_head_shares(*config.scores, shape), rows,
-                                            options.window, options.beta, limit);
+                                            options.window, importance_beta(options, rows), limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};

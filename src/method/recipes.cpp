@@ -75,6 +75,10 @@ Result<const Recipe*> find_recipe(std::string_view name) {
                      all_names());
 }
 
+double importance_beta(const MethodOptions& options, double rows) {
+    return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
+}
+
 MethodOptions preset_paper() {
     MethodOptions options;
     options.window = 8;

@@ -47,10 +47,10 @@ void for_each_pair(std::int64_t begin, std::int64_t end, std::int64_t offset, st
 // sum would not.
 void pool_row(std::span<const float> in, std::int64_t kernel, Pool pool, std::span<float> out) {
     constexpr std::int64_t kBlock = 2048;
+    constexpr float kLowest = -std::numeric_limits<float>::infinity();
     const auto size = static_cast<std::int64_t>(in.size());
     const std::int64_t half = kernel / 2;
-    std::fill(out.begin(), out.end(),
-              pool == Pool::max ? -std::numeric_limits<float>::infinity() : 0.0F);
+    std::fill(out.begin(), out.end(), pool == Pool::max ? kLowest : 0.0F);
     for (std::int64_t begin = 0; begin < size; begin += kBlock) {
         const std::int64_t end = std::min(begin + kBlock, size);
         for (std::int64_t offset = -half; offset <= half; ++offset) {

@@ -31,9 +31,9 @@ private:
 
     const TokenTable* table_;
     const std::vector<float>* scores_;
-    std::array<Token, 256> bytes_{};         // -1: none
-    std::bitset<256 * 256> adjacent_bytes_;  // this byte is followed by that one in some token
-    std::bitset<256> before_space_;          // this byte is followed by U+2581 in some token
+    std::array<Token, 256> bytes_{};     // -1: none
+    std::bitset<65536> adjacent_bytes_;  // this byte is followed by that one in some token
+    std::bitset<256> before_space_;      // this byte is followed by U+2581 in some token
 };
 
 }  // namespace headkv

@@ -160,7 +160,7 @@ TEST_F(BadInput, ScoresOfAnotherModel) {
                              {"settings", nlohmann::json::object()},
                              {"created_by", "a test"},
                              {"scores", {{1, 0, 2, 1}, {0, 0, 1, 3}, {1, 1, 1, 1}}}};
-    const auto with = [&](std::vector<std::string> more) {
+    const auto with = [&](const std::vector<std::string>& more) {
         write_file(folder / "scores.json", scores.dump());
         return run(std::vector<std::string>{"-f", path("doc.txt"), "-n", "2", "--rows", "20",
                                             "--method", "headkv-r2", "--heads",

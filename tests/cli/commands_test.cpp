@@ -239,6 +239,28 @@ TEST_F(Commands, BenchMeasuresEachCase) {
     EXPECT_NE(ran.out.find("decode tok/s"), std::string::npos);
 }
 
+TEST_F(Commands, BenchWritesCsvAndAPage) {
+    const Ran ran = call({"bench", "-m", model(), "--depth", "0,90", "--methods", "full,snapkv",
+                          "--rows", "24", "-n", "4", "--repeat", "1", "--csv", path("bench.csv"),
+                          "--html", path("bench.html")});
+    expect_done(ran);
+    const std::string csv = read_file(folder / "bench.csv");
+    EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 5);
+    const auto commas = [](const std::string& line) {
+        return std::count(line.begin(), line.end(), ',');
+    };
+    const std::size_t heading = csv.find('\n');
+    const std::string first = csv.substr(heading + 1, csv.find('\n', heading + 1) - heading - 1);
+    EXPECT_EQ(commas(first), commas(csv.substr(0, heading)));
+    EXPECT_EQ(first.substr(0, 9), "0,full,1,");
+    const std::string page = read_file(folder / "bench.html");
+    EXPECT_NE(page.find("<polyline"), std::string::npos);
+    EXPECT_NE(page.find("snapkv: "), std::string::npos);
+    EXPECT_EQ(page.find("nan"), std::string::npos);
+    EXPECT_EQ(page.find("http"), page.find("http-equiv"));  // nothing from elsewhere
+    expect_refused(call({"bench", "-m", model(), "--vs", "/bin/true"}), "llama-bench");
+}
+
 TEST_F(Commands, CompletionKnowsEveryFlag) {
     for (const char* shell : {"bash", "zsh", "fish"}) {
         const Ran ran = call({"completion", shell});

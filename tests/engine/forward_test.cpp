@@ -5,6 +5,7 @@
 
 #include "engine/fixture.h"
 #include "headkv/sampler.h"
+#include "kernels/bf16_product.h"
 
 namespace headkv::test {
 namespace {
@@ -250,6 +251,27 @@ TEST_P(Forward, KeepsTheReferencesRows) {
 
 INSTANTIATE_TEST_SUITE_P(Traits, Forward, testing::ValuesIn(trait_cases()),
                          [](const auto& info) { return info.param.name; });
+
+// Products in bf16, chunks of several lengths included: near the exact ones, and not the same, or
+// the test would not have met them. Where the CPU has no bf16 units `fast` is `exact`.
+TEST(Precision, FastRoundsToBf16AndNoMore) {
+    TinyPair tiny({});
+    const auto prompt = random_tokens(333, 5);
+    const MethodConfig config = method_config("full", 0, tiny.model->info().shape);
+    const auto logits = [&](const EngineOptions& options) {
+        auto engine = Engine::create(tiny.model, options);
+        auto result = (*engine)->prefill(prompt, {&config, 1});
+        EXPECT_TRUE(result);
+        return result->logits;
+    };
+    const auto exact = logits({.precision = Precision::exact, .chunk = 128});
+    const auto bf16 = logits({.precision = Precision::fast, .bf16_anywhere = true, .chunk = 128});
+    const auto fast = logits({.precision = Precision::fast, .chunk = 128});
+    const double error = logit_error(bf16, exact);
+    EXPECT_GT(error, 1e-5);
+    EXPECT_LT(error, 0.05);
+    EXPECT_EQ(fast, Bf16Product::supported() ? bf16 : exact);
+}
 
 }  // namespace
 }  // namespace headkv::test

@@ -15,7 +15,7 @@ std::int64_t sum(const std::vector<std::int64_t>& values) {
 }
 
 TEST(LargestRemainder, EqualsTheNaiveReference) {
-    for (const std::size_t count : {1, 2, 7, 90}) {
+    for (const std::size_t count : {1U, 2U, 7U, 90U}) {
         for (const std::int64_t total : {0, 1, 6, 100, 9999}) {
             const auto values = naive::random_values(count, static_cast<std::uint32_t>(total + 1));
             const std::vector<double> weights(values.begin(), values.end());

@@ -38,7 +38,7 @@ inline std::vector<double> score(const std::vector<float>& observed, const HeadS
                                  Pool pool, GroupReduce reduce) {
     const std::int64_t positions = std::max<std::int64_t>(n - window, 0);
     const auto at = [&](std::int64_t head, std::int64_t position) {
-        double best = -INFINITY;
+        double best = std::numeric_limits<double>::lowest();
         double sum = 0;
         for (std::int64_t i = head * shape.group(); i < (head + 1) * shape.group(); ++i) {
             const double value = observed[static_cast<std::size_t>(i * n + position)];
@@ -50,7 +50,7 @@ inline std::vector<double> score(const std::vector<float>& observed, const HeadS
     std::vector<double> values;
     for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
         for (std::int64_t position = 0; position < positions; ++position) {
-            double best = -INFINITY;
+            double best = std::numeric_limits<double>::lowest();
             double sum = 0;
             for (std::int64_t j = position - kernel / 2; j <= position + kernel / 2; ++j) {
                 if (j < 0 || j >= positions) continue;

@@ -344,6 +344,29 @@ TEST(Recipes, PaperPreset) {
     EXPECT_EQ(options.floor, 0.2);
 }
 
+// beta 0: a larger share of the rows is the same for every head as the budget grows.
+TEST(Recipes, BetaFollowsTheBudgetUnlessItIsGiven) {
+    MethodOptions options;
+    EXPECT_EQ(importance_beta(options, 16), 2);
+    EXPECT_EQ(importance_beta(options, 64), 2);
+    EXPECT_EQ(importance_beta(options, 128), 4);
+    EXPECT_EQ(importance_beta(options, 1024), 5);
+    options.beta = 1.2;
+    EXPECT_EQ(importance_beta(options, 1024), 1.2);
+    // By hand: 2 heads, 128 rows, window 16. Every head has 16 + 112 * 3/4 = 100; the pool of 56
+    // goes to the head with all the importance.
+    MethodConfig config;
+    config.method = "headkv-r2";
+    config.options.beta = 0;
+    auto scores = std::make_shared<HeadScores>();
+    scores->shape = {1, 2, 2};
+    scores->kind = "r2";
+    scores->mean = {1, 0};
+    config.scores = scores;
+    const auto method = Method::create(config, {1, 2, 2}, 5000, 1).value();
+    EXPECT_EQ(method.plan().rows, (std::vector<std::int64_t>{156, 100}));
+}
+
 // --- what create refuses
 
 class Refuses : public testing::Test {
@@ -407,6 +430,7 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.kernel = 1LL << 40; }, "odd");
     with([](auto& o) { o.window = 0; }, "window is 0");
     with([](auto& o) { o.observe = -1; }, "observe is -1");
+    with([](auto& o) { o.beta = -1; }, "beta is -1");
     with([](auto& o) { o.beta = 0.9; }, "beta is 0.9");
     with([](auto& o) { o.beta = std::nan(""); }, "beta");
     with([](auto& o) { o.pyramid_beta = 0; }, "pyramid beta");

@@ -210,7 +210,8 @@ TEST_F(ScoresFile, PublishedFormInAnyOrder) {
     EXPECT_EQ(scores.kind, "");
     ASSERT_EQ(scores.shape, (HeadShape{12, 11, 0}));
     for (std::size_t i = 0; i < scores.mean.size(); ++i) {
-        EXPECT_EQ(scores.mean[i], static_cast<double>(i / 11 * 100 + i % 11));
+        const std::size_t layer = i / 11, head = i % 11;
+        EXPECT_EQ(scores.mean[i], static_cast<double>(layer * 100 + head));
     }
 }
 

@@ -211,7 +211,8 @@ struct Reference::Impl {
                                           static_cast<double>(shape.heads.query_heads));
         shape.embedding = file.count(family + ".embedding_length");
         shape.feed_forward = file.count(family + ".feed_forward_length");
-        const auto usual = static_cast<double>(shape.embedding / shape.heads.query_heads);
+        const auto usual =
+            static_cast<double>(shape.embedding) / static_cast<double>(shape.heads.query_heads);
         shape.head_dim_k = file.count(family + ".attention.key_length", usual);
         shape.head_dim_v = file.count(family + ".attention.value_length", usual);
         shape.vocabulary = file.tensor("token_embd.weight").ne[1];

@@ -1,0 +1,213 @@
+// Speed of each kernel, and of a plain loop that computes the same ("naive/..."): the ratio of the
+// two does not depend on the machine's mood, so tools/bench-kernels checks that and no times.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "headkv/method.h"
+#include "headkv/sampler.h"
+#include "kernels/attention.h"
+
+namespace headkv {
+namespace {
+
+using kernels::Half;
+using kernels::HeadDims;
+using kernels::Kernels;
+using kernels::Rows;
+using kernels::SoftmaxState;
+
+constexpr std::int64_t kDim = 64, kGroup = 3;  // SmolLM2's
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+std::vector<float> random_floats(std::int64_t count, unsigned seed = 1) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(size(count));
+    for (float& value : values) value = normal(random);
+    return values;
+}
+
+std::vector<Half> random_halves(std::int64_t count, unsigned seed) {
+    const auto floats = random_floats(count, seed);
+    std::vector<Half> halves(floats.size());
+    kernels::best().to_half(floats.data(), halves.data(), count);
+    return halves;
+}
+
+float widened(Half half) {
+    const float magnitude = (half & 0x7C00U) == 0
+                                ? static_cast<float>(half & 0x3FFU) * 0x1p-24F
+                                : std::ldexp(static_cast<float>((half & 0x3FFU) | 0x400U),
+                                             static_cast<int>((half >> 10) & 0x1FU) - 25);
+    return (half & 0x8000U) != 0 ? -magnitude : magnitude;
+}
+
+// What one decode step does for one KV head: a group of queries over all rows held.
+struct Decode {
+    explicit Decode(std::int64_t rows)
+        : count(rows),
+          q(random_floats(kGroup * kDim)),
+          keys(random_halves(rows * kDim, 2)),
+          values(random_halves(rows * kDim, 3)),
+          max(size(kGroup)),
+          sum(size(kGroup)),
+          out(size(kGroup * kDim)) {}
+
+    void run(const Kernels& kernel) {
+        std::fill(max.begin(), max.end(), -std::numeric_limits<float>::infinity());
+        std::fill(sum.begin(), sum.end(), 0.0F);
+        std::fill(out.begin(), out.end(), 0.0F);
+        kernel.attend_rows(q.data(), kGroup, {keys.data(), values.data(), count}, {kDim, kDim},
+                           {max.data(), sum.data(), out.data()});
+        benchmark::DoNotOptimize(out.data());
+    }
+    void run_naive() {
+        std::vector<float> weights(size(count));
+        for (std::int64_t g = 0; g < kGroup; ++g) {
+            float top = -std::numeric_limits<float>::infinity(), total = 0;
+            for (std::int64_t r = 0; r < count; ++r) {
+                float score = 0;
+                for (std::int64_t i = 0; i < kDim; ++i) {
+                    score += q[size(g * kDim + i)] * widened(keys[size(r * kDim + i)]);
+                }
+                weights[size(r)] = score;
+                top = std::max(top, score);
+            }
+            for (float& weight : weights) total += weight = std::exp(weight - top);
+            for (std::int64_t i = 0; i < kDim; ++i) out[size(g * kDim + i)] = 0;
+            for (std::int64_t r = 0; r < count; ++r) {
+                for (std::int64_t i = 0; i < kDim; ++i) {
+                    out[size(g * kDim + i)] +=
+                        weights[size(r)] / total * widened(values[size(r * kDim + i)]);
+                }
+            }
+        }
+        benchmark::DoNotOptimize(out.data());
+    }
+    void count_bytes(benchmark::State& state) const {
+        state.SetBytesProcessed(state.iterations() * count * 2 * kDim * 2);
+    }
+
+    std::int64_t count;
+    std::vector<float> q;
+    std::vector<Half> keys, values;
+    std::vector<float> max, sum, out;
+};
+
+void decode(benchmark::State& state) {
+    Decode work(state.range(0));
+    for (auto _ : state) work.run(kernels::best());
+    work.count_bytes(state);
+    state.SetLabel(std::string(kernels::best().name));
+}
+void naive_decode(benchmark::State& state) {
+    Decode work(state.range(0));
+    for (auto _ : state) work.run_naive();
+    work.count_bytes(state);
+}
+BENCHMARK(decode)->Name("decode")->Arg(128)->Arg(8192);
+BENCHMARK(naive_decode)->Name("naive/decode")->Arg(128)->Arg(8192);
+
+// A tile of queries over a long prefix, as in a prefill.
+void prefill(benchmark::State& state) {
+    const std::int64_t rows = state.range(0), queries = kernels::kMostQueries;
+    const Kernels& kernel = kernels::best();
+    const HeadDims dims{kDim, kDim};
+    const auto q = random_floats(queries * kDim);
+    const auto keys = random_halves(rows * kDim, 2), values = random_halves(rows * kDim, 3);
+    const std::vector<std::int64_t> visible(size(queries), rows);
+    const auto stride = kernel.padded_dim(kDim);
+    std::vector<float> max(size(queries)), sum(size(queries)), out(size(queries * stride));
+    std::vector<float> work(size(kernel.tile_work_floats(dims)));
+    for (auto _ : state) {
+        std::fill(max.begin(), max.end(), -std::numeric_limits<float>::infinity());
+        std::fill(sum.begin(), sum.end(), 0.0F);
+        kernel.attend_tiles(q.data(), queries, visible.data(), {keys.data(), values.data(), rows},
+                            dims, {max.data(), sum.data(), out.data()}, work.data());
+        benchmark::DoNotOptimize(out.data());
+    }
+    state.counters["FLOP/s"] =
+        benchmark::Counter(static_cast<double>(state.iterations() * queries * rows * 4 * kDim),
+                           benchmark::Counter::kIsRate);
+}
+void rows_one_by_one(benchmark::State& state) {
+    const std::int64_t rows = state.range(0), queries = kernels::kMostQueries;
+    Decode work(rows);
+    for (auto _ : state) {
+        for (std::int64_t i = 0; i < queries; i += kGroup) work.run(kernels::best());
+    }
+}
+BENCHMARK(prefill)->Name("prefill")->Arg(4096);
+BENCHMARK(rows_one_by_one)->Name("naive/prefill")->Arg(4096);
+
+void argmax(benchmark::State& state) {
+    const auto logits = random_floats(state.range(0));
+    Sampler sampler({});
+    for (auto _ : state) benchmark::DoNotOptimize(sampler.sample(logits));
+    state.SetBytesProcessed(state.iterations() * state.range(0) * 4);
+}
+void naive_argmax(benchmark::State& state) {
+    const auto logits = random_floats(state.range(0));
+    for (auto _ : state) {
+        std::size_t best = 0;
+        for (std::size_t i = 1; i < logits.size(); ++i) {
+            if (logits[i] > logits[best]) best = i;
+        }
+        benchmark::DoNotOptimize(best);
+    }
+}
+BENCHMARK(argmax)->Name("argmax")->Arg(49152)->Arg(151936);
+BENCHMARK(naive_argmax)->Name("naive/argmax")->Arg(49152)->Arg(151936);
+
+void sample(benchmark::State& state) {
+    const auto logits = random_floats(state.range(0));
+    SamplerOptions options;
+    options.temperature = 0.8F;
+    Sampler sampler(options);
+    for (auto _ : state) benchmark::DoNotOptimize(sampler.sample(logits));
+}
+BENCHMARK(sample)->Name("sample")->Arg(49152)->Arg(151936);
+
+// Pooling and selection of one head of a long prompt.
+void select(benchmark::State& state) {
+    const std::int64_t n = state.range(0);
+    auto observed = random_floats(kGroup * n);
+    for (float& value : observed) value = std::exp(value);
+    const HeadShape shape{1, kGroup, 1};
+    for (auto _ : state) {
+        const auto values = score_window(observed, shape, n, 16, 13, Pool::avg, GroupReduce::mean);
+        benchmark::DoNotOptimize(select_top_k_window(values, n, 16, 128));
+    }
+}
+void naive_select(benchmark::State& state) {
+    const std::int64_t n = state.range(0);
+    auto observed = random_floats(kGroup * n);
+    for (float& value : observed) value = std::exp(value);
+    for (auto _ : state) {
+        std::vector<std::pair<float, std::int32_t>> values;
+        for (std::int64_t i = 0; i < n - 16; ++i) {
+            float sum = 0;
+            for (std::int64_t j = std::max<std::int64_t>(0, i - 6); j <= std::min(n - 17, i + 6);
+                 ++j) {
+                for (std::int64_t g = 0; g < kGroup; ++g) sum += observed[size(g * n + j)];
+            }
+            values.emplace_back(-sum, static_cast<std::int32_t>(i));
+        }
+        std::sort(values.begin(), values.end());
+        benchmark::DoNotOptimize(values.data());
+    }
+}
+BENCHMARK(select)->Name("select")->Arg(8192);
+BENCHMARK(naive_select)->Name("naive/select")->Arg(8192);
+
+}  // namespace
+}  // namespace headkv
+
+BENCHMARK_MAIN();
