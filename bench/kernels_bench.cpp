@@ -19,8 +19,6 @@ namespace {
 using kernels::Half;
 using kernels::HeadDims;
 using kernels::Kernels;
-using kernels::Rows;
-using kernels::SoftmaxState;
 
 constexpr std::int64_t kDim = 64, kGroup = 3;  // SmolLM2's
 

@@ -86,6 +86,7 @@ MachineSpeed measure_machine(int threads) {
     speed.f32_gflop_s = flops * threads / f32 / 1e6;
     if (Bf16Product::supported()) {
         std::vector<Bf16Product> products;
+        products.reserve(count);
         for (int i = 0; i < threads; ++i) products.emplace_back(kSide, kSide, a.data());
         const std::vector<std::uint16_t> x(kSide * kSide, 0x3F00);  // 0.5
         const double bf16 = timed(threads, [&](int thread) {

@@ -158,7 +158,8 @@ std::string chart_styles() {
             i, colours[i]);
     }
     return css +
-           "header{margin-bottom:20px}table{border-collapse:collapse;width:100%;font-size:13px;margin-top:12px;"
+           "header{margin-bottom:20px}table{border-collapse:collapse;width:100%;font-size:13px;"
+           "margin-top:12px;"
            "font-variant-numeric:tabular-nums}th,td{text-align:right;padding:4px 8px;"
            "border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}"
            "th{color:var(--soft);font-weight:500}.scroll{overflow-x:auto}";

@@ -50,7 +50,8 @@ void pool_row(std::span<const float> in, std::int64_t kernel, Pool pool, std::sp
     constexpr float kLowest = -std::numeric_limits<float>::infinity();
     const auto size = static_cast<std::int64_t>(in.size());
     const std::int64_t half = kernel / 2;
-    std::fill(out.begin(), out.end(), pool == Pool::max ? kLowest : 0.0F);
+    std::fill(out.begin(), out.end(), 0.0F);
+    if (pool == Pool::max) std::fill(out.begin(), out.end(), kLowest);
     for (std::int64_t begin = 0; begin < size; begin += kBlock) {
         const std::int64_t end = std::min(begin + kBlock, size);
         for (std::int64_t offset = -half; offset <= half; ++offset) {
