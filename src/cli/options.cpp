@@ -346,6 +346,9 @@ Result<PromptText> read_prompt(const PromptArguments& arguments) {
             return tl::unexpected(checked.error());
         }
     }
+    if (arguments.special && !text.question.empty()) {
+        return bad_input("--special takes the prompt as it is written: put it into -p, without -q");
+    }
     if (text.document.empty() && text.question.empty()) {
         return bad_input("there is no prompt: give -f DOCUMENT and -q QUESTION, or -p TEXT");
     }

@@ -70,6 +70,10 @@ TEST_F(BadInput, Budgets) {
     expect_refused(with({"--rows", "3"}), "window");
 }
 
+TEST_F(BadInput, SpecialTokensAndAQuestionDoNotGoTogether) {
+    expect_refused(run({"-f", path("doc.txt"), "-q", "Who?", "--raw", "--special"}), "--special");
+}
+
 TEST_F(BadInput, ABudgetAboveThePromptRunsAsFullAndSaysSo) {
     const Ran ran = run({"-f", path("doc.txt"), "-n", "2", "--method", "snapkv", "--rows", "5000"});
     expect_done(ran);
