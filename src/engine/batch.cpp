@@ -43,7 +43,7 @@ struct Batch::Impl {
 
     void decode();
     void read();
-    bool read_step(Job& job, double budget_ms);
+    Result<bool> read_step(Job& job, double budget_ms);
     void begin_answer(std::unique_ptr<Job> job, PrefillResult prefilled);
     void token_out(Job& job, std::span<const float> logits);
     void end(Job& job, std::optional<Error> error);
@@ -129,13 +129,12 @@ void Batch::Impl::read() {
     const auto start = Clock::now();
     while (!waiting.empty() && static_cast<std::int64_t>(running.size()) < options.slots) {
         const double left = options.max_stall_ms - ms_since(start);
-        if (!read_step(*waiting.front(), running.empty() ? 0 : std::max(left, 0.0))) {
-            waiting.pop_front();  // failed, its result says why
-        } else if (waiting.front()->prefill &&
-                   waiting.front()->prefill->done() == waiting.front()->prefill->total()) {
+        const auto done = read_step(*waiting.front(), running.empty() ? 0 : std::max(left, 0.0));
+        if (!done || *done) {
             auto job = std::move(waiting.front());
             waiting.pop_front();
-            auto prefilled = job->prefill->finish();
+            auto prefilled =
+                done ? job->prefill->finish() : Result<PrefillResult>(tl::unexpected(done.error()));
             job->prefill.reset();
             if (prefilled) {
                 begin_answer(std::move(job), std::move(*prefilled));
@@ -149,15 +148,13 @@ void Batch::Impl::read() {
     }
 }
 
-// One step of the job's prefill, as long as `budget_ms` allows (0: no limit). False if it failed.
-bool Batch::Impl::read_step(Job& job, double budget_ms) {
+// One step of the job's prefill, as long as `budget_ms` allows (0: no limit). True when all is
+// read.
+Result<bool> Batch::Impl::read_step(Job& job, double budget_ms) {
     if (!job.prefill) {
         auto begun = engine.start_prefill(job.request.prompt, {&job.request.method, 1},
                                           job.request.generate.max_tokens + 1);
-        if (!begun) {
-            end(job, begun.error());
-            return false;
-        }
+        if (!begun) return tl::unexpected(begun.error());
         job.prefill.emplace(std::move(*begun));
     }
     std::int64_t most = 0;
@@ -168,16 +165,14 @@ bool Batch::Impl::read_step(Job& job, double budget_ms) {
     }
     const auto before = job.prefill->done();
     const auto start = Clock::now();
-    if (auto stepped = job.prefill->step(most); !stepped) {
-        end(job, stepped.error());
-        return false;
-    }
+    auto done = job.prefill->step(most);
+    if (!done) return done;
     const auto tokens = static_cast<double>(job.prefill->done() - before);
     const double cost = ms_since(start) / tokens;
     // Later chunks of a layer see more keys and the last one pays for the compression: the dearest
     // step of late counts, and is forgotten slowly.
     ms_per_token = std::max(cost, 0.98 * ms_per_token);
-    return true;
+    return done;
 }
 
 void Batch::Impl::begin_answer(std::unique_ptr<Job> job, PrefillResult prefilled) {
