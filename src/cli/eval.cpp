@@ -201,7 +201,7 @@ nlohmann::json describe(const MethodConfig& config) {
                            {"observe", o.observe},
                            {"kernel", o.kernel},
                            {"pool", o.pool == Pool::max ? "max" : "avg"},
-                           {"beta", o.beta},
+                           {"beta", importance_beta(o, config.budget.value)},
                            {"pyramid_beta", o.pyramid_beta},
                            {"floor", o.floor},
                            {"normalize", o.normalize},

@@ -35,7 +35,7 @@ std::string level_styles() {
     return css;
 }
 
-// What this page has beside page_styles().
+// What this page has beside the styles of page_head().
 constexpr std::string_view styles = R"(
 .cell rect{fill:rgb(var(--a));stroke:var(--line);stroke-width:1}
 .cell{cursor:pointer;outline:none}
