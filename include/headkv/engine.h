@@ -107,13 +107,13 @@ public:
                                   std::span<const MethodConfig> configs,
                                   const PrefillOptions& options = {});
 
-    // What prefill would refuse, found without work.
-    Result<void> check(std::span<const Token> prompt, const MethodConfig& config) const;
-
     // The same in steps. Errors: as prefill, but for interrupted.
     Result<PrefillJob> start_prefill(std::span<const Token> prompt,
                                      std::span<const MethodConfig> configs,
                                      std::int64_t expected_new_tokens = 256);
+
+    // What prefill would refuse, found without work.
+    Result<void> check(std::span<const Token> prompt, const MethodConfig& config) const;
 
     // One step: appends each token to its sequence and attends. Several inputs may name the same
     // sequence: they are its next tokens, in order (a further turn, or a reference answer).

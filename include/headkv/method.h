@@ -55,6 +55,7 @@ struct Budget {
 // Defaults are this project's (docs/results.md); preset_paper() gives the paper's.
 struct MethodOptions {
     std::int64_t window = 16;  // last prompt rows, always kept
+    std::int64_t protect = 0;  // first prompt rows, always kept; in front of the window
     std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;
@@ -95,7 +96,8 @@ struct Plan {
 class Method {
 public:
     // `row_bytes`: bytes of one row (K and V) as stored; converts byte budgets. `prompt_tokens`
-    // >= 1. Errors (bad_input): unknown method, budget below the window (or sinks), even kernel,
+    // >= 1. Errors (bad_input): unknown method, budget below the rows always kept (window and
+    // protected rows, or sinks), even kernel,
     // missing scores, scores of another shape or of the kind of another recipe ("r" for
     // headkv-r2), options out of range. A budget above the prompt is no error: runs_as_full() is
     // then true.
@@ -178,10 +180,11 @@ std::vector<float> score_window(std::span<const float> observed, const HeadShape
                                 std::int64_t n, std::int64_t window, std::int64_t kernel, Pool pool,
                                 GroupReduce reduce);
 
-// The `rows` - `window` best positions below n - window (ties: lower position) and the window,
-// sorted.
+// The first `protect` rows, the window, and the best positions between them (ties: lower position)
+// up to `rows` in all, sorted. Fewer rows than those always kept: the window goes first.
 std::vector<std::int32_t> select_top_k_window(std::span<const float> values, std::int64_t n,
-                                              std::int64_t window, std::int64_t rows);
+                                              std::int64_t window, std::int64_t rows,
+                                              std::int64_t protect = 0);
 std::vector<std::int32_t> select_sinks_recent(std::int64_t n, std::int64_t sinks,
                                               std::int64_t rows);
 

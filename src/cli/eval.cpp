@@ -127,8 +127,9 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::size_t equals = option.find('=');
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 5> integers = {
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 6> integers = {
         {{"window", &arguments.window},
+         {"protect", &arguments.protect},
          {"observe", &arguments.observe},
          {"kernel", &arguments.kernel},
          {"sinks", &arguments.sinks},
@@ -137,8 +138,10 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 2> names = {
-        {{"pool", &arguments.pool}, {"group-reduce", &arguments.group_reduce}}};
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 3> names = {
+        {{"pool", &arguments.pool},
+         {"group-reduce", &arguments.group_reduce},
+         {"normalize", &arguments.normalize}}};
     for (const auto& [known, target] : integers) {
         if (known != name) continue;
         const auto value = number<std::int64_t>(text, name);
@@ -159,8 +162,9 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
         return {};
     }
     return bad_input(
-        "--methods: option {} is unknown; known are window, observe, kernel, sinks, reserve, beta, "
-        "pyramid-beta, floor, pool, group-reduce",
+        "--methods: option {} is unknown; known are window, protect, observe, kernel, sinks, "
+        "reserve, beta, "
+        "pyramid-beta, floor, normalize, pool, group-reduce",
         name);
 }
 
@@ -198,6 +202,7 @@ nlohmann::json describe(const MethodConfig& config) {
     nlohmann::json json = {{"method", config.method},
                            {"rows", config.budget.value},
                            {"window", o.window},
+                           {"protect", o.protect},
                            {"observe", o.observe},
                            {"kernel", o.kernel},
                            {"pool", o.pool == Pool::max ? "max" : "avg"},

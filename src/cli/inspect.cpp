@@ -64,6 +64,7 @@ Json inspection_json(const Inspection& inspection, const MethodConfig& config,
         {"method", info.method},
         {"rows", number(info.rows_budget)},
         {"window", config.options.window},
+        {"protect", config.options.protect},
         {"kernel", config.options.kernel},
         {"pool", pool_name(config.options.pool)},
         {"order", "group_then_pool"},
@@ -113,6 +114,9 @@ std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig&
     if (!recipe) return settings;
     if ((*recipe)->score == ScoreStep::window_attention) {
         settings.emplace_back("window", std::to_string(options.window));
+        if (options.protect > 0) {
+            settings.emplace_back("protect", std::to_string(options.protect));
+        }
         settings.emplace_back("pooling",
                               fmt::format("{} of {}", pool_name(options.pool), options.kernel));
     }

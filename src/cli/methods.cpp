@@ -26,6 +26,7 @@ ordered_json options_of(const Recipe& recipe) {
     if (recipe.select == SelectStep::sinks_recent) options["sinks"] = defaults.sinks;
     if (recipe.score == ScoreStep::window_attention) {
         options["window"] = defaults.window;
+        options["protect"] = defaults.protect;
         options["observe"] = defaults.observe;
         options["kernel"] = defaults.kernel;
         options["pool"] = name_of(defaults.pool);
@@ -35,7 +36,10 @@ ordered_json options_of(const Recipe& recipe) {
         options["beta"] = "rows / 32, from 2 to 5";
     }
     if (recipe.allocate == AllocateStep::pyramid) options["pyramid-beta"] = defaults.pyramid_beta;
-    if (recipe.allocate == AllocateStep::adaptive) options["floor"] = defaults.floor;
+    if (recipe.allocate == AllocateStep::adaptive) {
+        options["floor"] = defaults.floor;
+        options["normalize"] = defaults.normalize ? "yes" : "no";
+    }
     options["reserve"] = defaults.reserve;
     return options;
 }

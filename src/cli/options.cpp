@@ -181,6 +181,9 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         ->group(method_group);
     add("--window", a.window, fmt::format("last prompt rows, always kept ({})", d.window).c_str(),
         "N");
+    add("--protect", a.protect,
+        fmt::format("first prompt rows, always kept, besides the window ({})", d.protect).c_str(),
+        "N");
     add("--observe", a.observe, "last prompt queries that score (as many as the window)", "N");
     add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
     add("--pool", a.pool, "pooling over positions: avg (default) or max", "NAME");
@@ -195,6 +198,9 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     add("--pyramid-beta", a.pyramid_beta, "beta of pyramidkv alone", "B");
     add("--floor", a.floor,
         fmt::format("ada-kv: share of the rows that is uniform ({})", d.floor).c_str(), "F");
+    add("--normalize", a.normalize,
+        "ada-kv: scale a head's scores by the mass its best rows hold: yes (default) or no",
+        "YES|NO");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
         "N");
     add("--reserve", a.reserve,
@@ -250,6 +256,7 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
         if (from) to = *from;
     };
     take(arguments.window, options.window);
+    take(arguments.protect, options.protect);
     take(arguments.observe, options.observe);
     take(arguments.kernel, options.kernel);
     take(arguments.sinks, options.sinks);
@@ -268,6 +275,12 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
         const auto reduce = parse_group_reduce(*arguments.group_reduce);
         if (!reduce) return tl::unexpected(reduce.error());
         options.group_reduce = *reduce;
+    }
+    if (arguments.normalize) {
+        if (*arguments.normalize != "yes" && *arguments.normalize != "no") {
+            return bad_input("--normalize {}: give yes or no", *arguments.normalize);
+        }
+        options.normalize = *arguments.normalize == "yes";
     }
     return options;
 }

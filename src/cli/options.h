@@ -31,8 +31,8 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, observe, kernel, sinks, reserve;
-    std::optional<std::string> pool, group_reduce;
+    std::optional<std::int64_t> window, protect, observe, kernel, sinks, reserve;
+    std::optional<std::string> pool, group_reduce, normalize;
     std::optional<double> beta, pyramid_beta, floor;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.

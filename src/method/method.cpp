@@ -19,6 +19,9 @@ Result<void> check_options(const MethodOptions& options) {
     if (options.window < 1) {
         return bad_input("window is {}: it must be at least 1 row", options.window);
     }
+    if (options.protect < 0) {
+        return bad_input("protect is {}: it must be 0 or more rows", options.protect);
+    }
     if (options.observe < 0) {
         return bad_input("observe is {}: it must be 0 (as many as the window) or more",
                          options.observe);
@@ -82,6 +85,9 @@ struct Rows {
     std::int64_t minimum = 0;  // fewest a head that the recipe can work with
 };
 
+// Rows of a head that no score decides about; what allocators call the window.
+std::int64_t always_kept(const MethodOptions& options) { return options.window + options.protect; }
+
 std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
     switch (recipe.select) {
         case SelectStep::all:
@@ -89,14 +95,14 @@ std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
         case SelectStep::sinks_recent:
             return options.sinks + 1;
         case SelectStep::top_k_window:
-            return options.window;
+            return always_kept(options);
     }
     return 0;
 }
 
-std::string_view minimum_is(const Recipe& recipe) {
-    return recipe.select == SelectStep::sinks_recent ? "the sinks and one recent row"
-                                                     : "the window";
+std::string_view minimum_is(const Recipe& recipe, const MethodOptions& options) {
+    if (recipe.select == SelectStep::sinks_recent) return "the sinks and one recent row";
+    return options.protect > 0 ? "the window and the protected rows" : "the window";
 }
 
 // Mean rows a head of a budget in any unit, checked against what the recipe must keep.
@@ -113,7 +119,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
             // Whole rows in total, so compare those: 15.9999 rows of 16 may round to enough.
             if (total_rows(budget.value, shape) < fewest * shape.layers * shape.kv_heads) {
                 return bad_input("a budget of {} rows is below {} of {}: give at least {} rows",
-                                 budget.value, minimum_is(recipe), recipe.name, fewest);
+                                 budget.value, minimum_is(recipe, options), recipe.name, fewest);
             }
             return budget.value;
         }
@@ -124,7 +130,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
                 return bad_input(
                     "a budget of {} bytes is below {} of {}: give at least {} bytes ({} rows in "
                     "each of {} heads)",
-                    budget.value, minimum_is(recipe), recipe.name,
+                    budget.value, minimum_is(recipe, options), recipe.name,
                     needed * shape.layers * shape.kv_heads * row_bytes, needed, heads);
             }
             return total / heads;
@@ -140,7 +146,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
                 return bad_input(
                     "{}% of a prompt of {} tokens is below {} of {}: give at least {:.3g}% ({} "
                     "rows)",
-                    budget.value * 100, prompt, minimum_is(recipe), recipe.name,
+                    budget.value * 100, prompt, minimum_is(recipe, options), recipe.name,
                     std::ceil(1e5 * static_cast<double>(needed) / tokens) / 1e3, needed);
             }
             return total / heads;
@@ -159,10 +165,11 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
         case AllocateStep::adaptive:  // its layers' totals; the heads are split in keep_layer
             return allocate_uniform(shape, rows, limit);
         case AllocateStep::pyramid:
-            return allocate_pyramid(shape, rows, options.window, options.pyramid_beta, limit);
+            return allocate_pyramid(shape, rows, always_kept(options), options.pyramid_beta, limit);
         case AllocateStep::head_importance:
             return allocate_head_importance(shape, kv_head_shares(*config.scores, shape), rows,
-                                            options.window, importance_beta(options, rows), limit);
+                                            always_kept(options), importance_beta(options, rows),
+                                            limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
@@ -180,6 +187,21 @@ Plan extend_to_budget(Plan plan, const Plan& unbounded) {
     std::transform(plan.rows.begin(), plan.rows.end(), extra.begin(), plan.rows.begin(),
                    std::plus<>());
     return plan;
+}
+
+// The values [heads][positions] without those of the first `protect` positions: the rows that heads
+// compete for. A copy.
+std::vector<float> unprotected(const std::vector<float>& values, std::int64_t heads,
+                               std::int64_t protect) {
+    const std::int64_t positions = static_cast<std::int64_t>(values.size()) / heads;
+    const std::int64_t first = std::min(protect, positions);
+    std::vector<float> rest;
+    rest.reserve(static_cast<std::size_t>(heads * (positions - first)));
+    for (std::int64_t head = 0; head < heads; ++head) {
+        const auto row = values.begin() + head * positions;
+        rest.insert(rest.end(), row + first, row + positions);
+    }
+    return rest;
 }
 
 std::vector<std::int32_t> all_positions(std::int64_t n) {
@@ -254,14 +276,16 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
     std::vector<std::int64_t> rows(first, first + shape_.kv_heads);
     if (recipe_->allocate == AllocateStep::adaptive) {
         const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-        rows = allocate_adaptive(values, shape_.kv_heads, total, options.window, options.floor,
+        rows = allocate_adaptive(unprotected(values, shape_.kv_heads, options.protect),
+                                 shape_.kv_heads, total, always_kept(options), options.floor,
                                  options.normalize);
     }
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
     for (std::size_t head = 0; head < heads; ++head) {
-        kept[head] = select_top_k_window(std::span(values).subspan(head * positions, positions),
-                                         prompt_, options.window, rows[head], scratch);
+        kept[head] =
+            select_top_k_window(std::span(values).subspan(head * positions, positions), prompt_,
+                                options.window, rows[head], options.protect, scratch);
     }
     return kept;
 }
@@ -281,7 +305,7 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
     const HeadShape one_head{1, shape_.group(), 1};
     const auto values = score_window(observed, one_head, n, options.window, options.kernel,
                                      options.pool, options.group_reduce);
-    return select_top_k_window(values, n, options.window, rows);
+    return select_top_k_window(values, n, options.window, rows, options.protect);
 }
 
 }  // namespace headkv

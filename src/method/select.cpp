@@ -52,18 +52,22 @@ Threshold top_k_threshold(std::span<const float> values, std::int64_t k, std::ve
 
 std::vector<std::int32_t> select_top_k_window(std::span<const float> values, std::int64_t n,
                                               std::int64_t window, std::int64_t rows,
-                                              std::vector<float>& scratch) {
+                                              std::int64_t protect, std::vector<float>& scratch) {
     const std::int64_t keep = std::min(rows, n);
     const std::int64_t before = std::max<std::int64_t>(n - window, 0);  // rows that compete
     const std::int64_t recent = std::min(keep, n - before);
+    const std::int64_t first =
+        std::clamp<std::int64_t>(keep - recent, 0, std::min(protect, before));
     assert(static_cast<std::int64_t>(values.size()) >= before);
 
     std::vector<std::int32_t> kept;
     kept.reserve(static_cast<std::size_t>(std::max<std::int64_t>(keep, 0)));
-    if (keep > recent) {
-        values = values.first(static_cast<std::size_t>(before));
-        auto [value, ties] = top_k_threshold(values, keep - recent, scratch);
-        for (std::int64_t position = 0; position < before; ++position) {
+    append_range(kept, 0, first);
+    if (keep > recent + first) {
+        const auto rivals = values.subspan(static_cast<std::size_t>(first),
+                                           static_cast<std::size_t>(before - first));
+        auto [value, ties] = top_k_threshold(rivals, keep - recent - first, scratch);
+        for (std::int64_t position = first; position < before; ++position) {
             const float score = lowest_if_nan(values[static_cast<std::size_t>(position)]);
             if (score < value || (score == value && --ties < 0)) continue;
             kept.push_back(static_cast<std::int32_t>(position));
@@ -74,9 +78,10 @@ std::vector<std::int32_t> select_top_k_window(std::span<const float> values, std
 }
 
 std::vector<std::int32_t> select_top_k_window(std::span<const float> values, std::int64_t n,
-                                              std::int64_t window, std::int64_t rows) {
+                                              std::int64_t window, std::int64_t rows,
+                                              std::int64_t protect) {
     std::vector<float> scratch;
-    return select_top_k_window(values, n, window, rows, scratch);
+    return select_top_k_window(values, n, window, rows, protect, scratch);
 }
 
 std::vector<std::int32_t> select_sinks_recent(std::int64_t n, std::int64_t sinks,

@@ -114,6 +114,23 @@ TEST_P(EveryRecipe, KeepsTheWindowOrTheSinks) {
     }
 }
 
+TEST_P(EveryRecipe, ProtectedRowsStayInEveryHeadAtTheSameBudget) {
+    if (!windowed()) GTEST_SKIP() << "no rows compete";
+    MethodConfig config = config_of(GetParam(), 20);
+    config.options.protect = 5;
+    const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    const auto kept = keep_all(method, kPrompt);
+    EXPECT_EQ(count(kept), 20 * kHeads);
+    for (const auto& head : kept) {
+        EXPECT_EQ(head[4], 4);
+        EXPECT_EQ(head[head.size() - 8], kPrompt - 8);
+    }
+    config.budget.value = 12;  // 8 of the window and 5 protected are 13
+    const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("the protected rows"), std::string::npos);
+}
+
 TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
     MethodConfig config = config_of(GetParam(), 40);
     config.options.pool = Pool::max;  // averages fall towards the edges, so they would not tie

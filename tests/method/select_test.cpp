@@ -50,6 +50,18 @@ TEST(Select, FewerRowsThanTheWindowKeepsTheNewest) {
     EXPECT_EQ(select_top_k_window({}, 4, 8, 2), (std::vector<std::int32_t>{2, 3}));
 }
 
+TEST(Select, ProtectedRowsAreKeptBeforeAnyScoreDecides) {
+    const std::vector<float> values = {0, 0, 1, 5, 4, 3, 9, 9};
+    EXPECT_EQ(select_top_k_window(values, 8, 2, 6, 2),
+              (std::vector<std::int32_t>{0, 1, 3, 4, 6, 7}));
+    // too few rows for all that is protected, and more protected than there is in front
+    EXPECT_EQ(select_top_k_window(values, 8, 2, 3, 2), (std::vector<std::int32_t>{0, 6, 7}));
+    EXPECT_EQ(select_top_k_window(values, 8, 2, 2, 2), (std::vector<std::int32_t>{6, 7}));
+    EXPECT_EQ(select_top_k_window(values, 8, 6, 7, 4),
+              (std::vector<std::int32_t>{0, 2, 3, 4, 5, 6, 7}));
+    EXPECT_EQ(select_top_k_window(values, 8, 6, 8, 4).size(), 8U);
+}
+
 TEST(Select, SinksAndRecent) {
     EXPECT_EQ(select_sinks_recent(10, 2, 5), (std::vector<std::int32_t>{0, 1, 7, 8, 9}));
     EXPECT_EQ(select_sinks_recent(4, 2, 5), (std::vector<std::int32_t>{0, 1, 2, 3}));
