@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <random>
@@ -19,6 +20,7 @@ namespace {
 using kernels::Half;
 using kernels::HeadDims;
 using kernels::Kernels;
+using kernels::RowType;
 
 constexpr std::int64_t kDim = 64, kGroup = 3;  // SmolLM2's
 
@@ -47,13 +49,27 @@ float widened(Half half) {
     return (half & 0x8000U) != 0 ? -magnitude : magnitude;
 }
 
-// What one decode step does for one KV head: a group of queries over all rows held.
+std::vector<std::byte> stored_rows(RowType type, std::int64_t rows, unsigned seed) {
+    const auto floats = random_floats(rows * kDim, seed);
+    const auto bytes = kernels::row_bytes(type, kDim);
+    std::vector<std::byte> stored(size(rows * bytes));
+    for (std::int64_t r = 0; r < rows; ++r) {
+        kernels::store_row(type, floats.data() + r * kDim, kDim, stored.data() + r * bytes);
+    }
+    return stored;
+}
+
+// What one decode step does for one KV head: a group of queries over all rows held. The plain loop
+// reads f16 rows, whatever `type` says.
 struct Decode {
-    explicit Decode(std::int64_t rows)
+    explicit Decode(std::int64_t rows, RowType row_type = RowType::f16)
         : count(rows),
+          type(row_type),
           q(random_floats(kGroup * kDim)),
           keys(random_halves(rows * kDim, 2)),
           values(random_halves(rows * kDim, 3)),
+          stored_keys(stored_rows(type, rows, 2)),
+          stored_values(stored_rows(type, rows, 3)),
           max(size(kGroup)),
           sum(size(kGroup)),
           out(size(kGroup * kDim)) {}
@@ -62,8 +78,9 @@ struct Decode {
         std::fill(max.begin(), max.end(), -std::numeric_limits<float>::infinity());
         std::fill(sum.begin(), sum.end(), 0.0F);
         std::fill(out.begin(), out.end(), 0.0F);
-        kernel.attend_rows(q.data(), kGroup, {keys.data(), values.data(), count}, {kDim, kDim},
-                           {max.data(), sum.data(), out.data()});
+        kernel.attend_rows(q.data(), kGroup,
+                           {type, stored_keys.data(), type, stored_values.data(), count},
+                           {kDim, kDim}, {max.data(), sum.data(), out.data()});
         benchmark::DoNotOptimize(out.data());
     }
     void run_naive() {
@@ -90,17 +107,20 @@ struct Decode {
         benchmark::DoNotOptimize(out.data());
     }
     void count_bytes(benchmark::State& state) const {
-        state.SetBytesProcessed(state.iterations() * count * 2 * kDim * 2);
+        state.SetBytesProcessed(state.iterations() * count * 2 * kernels::row_bytes(type, kDim));
+        state.SetItemsProcessed(state.iterations() * count);  // rows
     }
 
     std::int64_t count;
+    RowType type;
     std::vector<float> q;
     std::vector<Half> keys, values;
+    std::vector<std::byte> stored_keys, stored_values;
     std::vector<float> max, sum, out;
 };
 
-void decode(benchmark::State& state) {
-    Decode work(state.range(0));
+void decode(benchmark::State& state, RowType type) {
+    Decode work(state.range(0), type);
     for (auto _ : state) work.run(kernels::best());
     work.count_bytes(state);
     state.SetLabel(std::string(kernels::best().name));
@@ -110,7 +130,9 @@ void naive_decode(benchmark::State& state) {
     for (auto _ : state) work.run_naive();
     work.count_bytes(state);
 }
-BENCHMARK(decode)->Name("decode")->Arg(128)->Arg(8192);
+BENCHMARK_CAPTURE(decode, f16, RowType::f16)->Name("decode")->Arg(128)->Arg(8192);
+BENCHMARK_CAPTURE(decode, q8_0, RowType::q8_0)->Name("decode/q8_0")->Arg(8192);
+BENCHMARK_CAPTURE(decode, q4_0, RowType::q4_0)->Name("decode/q4_0")->Arg(8192);
 BENCHMARK(naive_decode)->Name("naive/decode")->Arg(128)->Arg(8192);
 
 // A tile of queries over a long prefix, as in a prefill.

@@ -18,16 +18,49 @@ struct SoftmaxState {
     float* out;  // [queries][out_stride]
 };
 
-// Rows of one KV head, contiguous: keys [rows][head_dim_k], values [rows][head_dim_v].
-struct Rows {
-    const Half* keys;
-    const Half* values;
-    std::int64_t count;
-};
-
 struct HeadDims {
     std::int64_t k, v;
 };
+
+// How a cached row is stored. The quantised types are ggml's blocks of 32 values, so their rows
+// need a dim that is a multiple of kQuantBlock:
+//   q8_0: f16 scale, 32 signed bytes; value i = byte i * scale
+//   q4_0: f16 scale, 16 bytes; value i = (low nibble of byte i - 8) * scale, value i + 16 the same
+//         of the high nibble
+enum class RowType : std::uint8_t { f16, q8_0, q4_0 };
+inline constexpr std::int64_t kQuantBlock = 32;
+
+// Bytes of one row of `dim` values.
+constexpr std::int64_t row_bytes(RowType type, std::int64_t dim) {
+    if (type == RowType::f16) return dim * static_cast<std::int64_t>(sizeof(Half));
+    return dim / kQuantBlock * (2 + (type == RowType::q8_0 ? kQuantBlock : kQuantBlock / 2));
+}
+
+// Rows of one KV head, contiguous: keys [rows][head_dim_k], values [rows][head_dim_v], each of its
+// own type.
+struct Rows {
+    const std::byte* keys;
+    const std::byte* values;
+    std::int64_t count;
+    RowType key_type = RowType::f16, value_type = RowType::f16;
+
+    Rows(const Half* f16_keys, const Half* f16_values, std::int64_t rows)
+        : keys(reinterpret_cast<const std::byte*>(f16_keys)),
+          values(reinterpret_cast<const std::byte*>(f16_values)),
+          count(rows) {}
+    Rows(RowType type_k, const std::byte* k, RowType type_v, const std::byte* v, std::int64_t rows)
+        : keys(k), values(v), count(rows), key_type(type_k), value_type(type_v) {}
+
+    // Rows [begin, end) of these.
+    Rows slice(std::int64_t begin, std::int64_t end, HeadDims dims) const {
+        return {key_type, keys + begin * row_bytes(key_type, dims.k), value_type,
+                values + begin * row_bytes(value_type, dims.v), end - begin};
+    }
+};
+
+// Writes one row of `dim` finite values as `type`, to row_bytes(type, dim) bytes. Rounds exactly as
+// ggml's reference quantisers do; f16 as Kernels::to_half does.
+void store_row(RowType type, const float* from, std::int64_t dim, std::byte* to);
 
 // Most queries that one call of the functions below takes.
 inline constexpr std::int64_t kMostQueries = 192;
@@ -38,22 +71,25 @@ struct Kernels {
     std::string_view name;  // "avx512", "avx2", "portable"
 
     // Adds `rows` to the state of `queries` rows q [queries][dims.k] (already scaled), all visible.
-    // out_stride = dims.v. Reads every key and value once for all queries (in blocks).
+    // out_stride = dims.v. Reads every key and value once for all queries (in blocks). Rows of any
+    // types.
     void (*attend_rows)(const float* q, std::int64_t queries, Rows rows, HeadDims dims,
                         SoftmaxState state);
 
     // The same with a causal limit: query i sees rows [0, visible[i]). For many queries and rows:
     // tiles of keys are unpacked once and multiplied as matrices. q [queries][dims.k] scaled;
-    // out_stride = padded_dim(dims.v). `work` as long as tile_work_floats() says.
+    // out_stride = padded_dim(dims.v). `work` as long as tile_work_floats() says. f16 rows only.
     void (*attend_tiles)(const float* q, std::int64_t queries, const std::int64_t* visible,
                          Rows rows, HeadDims dims, SoftmaxState state, float* work);
     // Width to which attend_tiles pads a head's output rows, and the scratch that it needs.
     std::int64_t (*padded_dim)(std::int64_t dim);
     std::int64_t (*tile_work_floats)(HeadDims dims);
 
-    // scores [queries][stride]: q . k for all rows.
+    // scores [queries][stride]: q . k for all rows; f16 keys, or the keys of `rows`, of any type.
     void (*dot_rows)(const float* q, std::int64_t queries, const Half* keys, std::int64_t count,
                      std::int64_t dim, float* scores, std::int64_t stride);
+    void (*dot_keys)(const float* q, std::int64_t queries, Rows rows, std::int64_t dim,
+                     float* scores, std::int64_t stride);
     // In place: softmax of scores[0, count), f32.
     void (*softmax)(float* scores, std::int64_t count);
 

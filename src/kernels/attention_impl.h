@@ -3,11 +3,16 @@
 // in an anonymous namespace, so no code of one instruction set leaks into another's functions.
 //
 // V: reg, width, zero, set1, load, store, load_half, add, mul, fma(a, b, c) = a * b + c, max,
-//    reduce_add, reduce_max, exp (relative error below 2e-7 on [-87, 0]; smaller arguments give 0).
+//    reduce_add, reduce_max, exp (relative error below 2e-7 on [-87, 0]; smaller arguments give 0);
+//    for quantised rows set1_half and widen (of one half), load_int8 (signed bytes), load_low and
+//    load_high (nibbles of `width` bytes, less 8).
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/attention.h"
 
@@ -15,7 +20,8 @@ namespace headkv::kernels {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr std::int64_t kBlock = 64;  // rows that attend_rows scores before it touches values
+constexpr std::int64_t kBlock = 64;     // rows that attend_rows scores before it touches values
+constexpr std::int64_t kTogether = 16;  // queries that it takes at a time
 constexpr std::int64_t kColumns = 2 * V::width;  // columns of one micro tile
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
@@ -57,46 +63,43 @@ Half float_to_half_scalar(float value) {
     return static_cast<Half>(sign | static_cast<Half>((rounded - 0x38000000U) >> 13));
 }
 
-template <std::int64_t Count>
-void dot_block(const float* q, const Half* keys, std::int64_t dim, float* scores) {
-    typename V::reg sums[Count];
-    for (auto& sum : sums) sum = V::zero();
-    std::int64_t i = 0;
-    for (; i + V::width <= dim; i += V::width) {
-        const auto query = V::load(q + i);
-        for (std::int64_t r = 0; r < Count; ++r) {
-            sums[r] = V::fma(query, V::load_half(keys + r * dim + i), sums[r]);
-        }
-    }
-    for (std::int64_t r = 0; r < Count; ++r) {
-        float sum = V::reduce_add(sums[r]);
-        for (std::int64_t rest = i; rest < dim; ++rest) {
-            sum += q[rest] * half_to_float(keys[r * dim + rest]);
-        }
-        scores[r] = sum;
+// Calls `some` with an integral constant, 4 for every four queries and 1 to 3 for the rest, and the
+// first of them.
+template <typename Call>
+void in_fours(std::int64_t queries, Call some) {
+    std::int64_t g = 0;
+    for (; g + 4 <= queries; g += 4) some(std::integral_constant<std::int64_t, 4>{}, g);
+    switch (queries - g) {
+        case 3:
+            return some(std::integral_constant<std::int64_t, 3>{}, g);
+        case 2:
+            return some(std::integral_constant<std::int64_t, 2>{}, g);
+        case 1:
+            return some(std::integral_constant<std::int64_t, 1>{}, g);
+        default:
+            break;
     }
 }
 
-// Scores of up to 3 queries against 4 keys at once: each key is converted once for all of them.
-template <std::int64_t Queries>
+// Scores of up to 3 queries against 4 keys at once (or 1): each key is converted once for all.
+template <std::int64_t Queries, std::int64_t Keys>
 void dot_group(const float* q, std::int64_t dim, const Half* keys, float* scores,
                std::int64_t stride) {
-    constexpr std::int64_t kKeys = 4;
-    typename V::reg sums[Queries][kKeys];
+    typename V::reg sums[Queries][Keys];
     for (auto& row : sums) {
         for (auto& sum : row) sum = V::zero();
     }
     std::int64_t i = 0;
     for (; i + V::width <= dim; i += V::width) {
-        typename V::reg key[kKeys];
-        for (std::int64_t r = 0; r < kKeys; ++r) key[r] = V::load_half(keys + r * dim + i);
+        typename V::reg key[Keys];
+        for (std::int64_t r = 0; r < Keys; ++r) key[r] = V::load_half(keys + r * dim + i);
         for (std::int64_t g = 0; g < Queries; ++g) {
             const auto query = V::load(q + g * dim + i);
-            for (std::int64_t r = 0; r < kKeys; ++r) sums[g][r] = V::fma(query, key[r], sums[g][r]);
+            for (std::int64_t r = 0; r < Keys; ++r) sums[g][r] = V::fma(query, key[r], sums[g][r]);
         }
     }
     for (std::int64_t g = 0; g < Queries; ++g) {
-        for (std::int64_t r = 0; r < kKeys; ++r) {
+        for (std::int64_t r = 0; r < Keys; ++r) {
             float sum = V::reduce_add(sums[g][r]);
             for (std::int64_t rest = i; rest < dim; ++rest) {
                 sum += q[g * dim + rest] * half_to_float(keys[r * dim + rest]);
@@ -112,16 +115,147 @@ void dot_rows(const float* q, std::int64_t queries, const Half* keys, std::int64
     for (; row + 4 <= count; row += 4) {
         std::int64_t g = 0;
         for (; g + 3 <= queries; g += 3) {
-            dot_group<3>(q + g * dim, dim, keys + row * dim, scores + g * stride + row, stride);
+            dot_group<3, 4>(q + g * dim, dim, keys + row * dim, scores + g * stride + row, stride);
         }
         for (; g < queries; ++g) {
-            dot_group<1>(q + g * dim, dim, keys + row * dim, scores + g * stride + row, stride);
+            dot_group<1, 4>(q + g * dim, dim, keys + row * dim, scores + g * stride + row, stride);
         }
     }
     for (; row < count; ++row) {
         for (std::int64_t g = 0; g < queries; ++g) {
-            dot_block<1>(q + g * dim, keys + row * dim, dim, scores + g * stride + row);
+            dot_group<1, 1>(q + g * dim, dim, keys + row * dim, scores + g * stride + row, stride);
         }
+    }
+}
+
+// What a quantised block holds: value = (number - kOffset) * scale. `load` gives V::width numbers
+// from column `i`; scale and offset are applied where that is cheapest.
+struct Q8Block {
+    static constexpr std::int64_t kBytes = row_bytes(RowType::q8_0, kQuantBlock);
+    static constexpr float kOffset = 0;
+    static typename V::reg load(const std::byte* block, std::int64_t i) {
+        return V::load_int8(block + sizeof(Half) + i);
+    }
+};
+
+struct Q4Block {
+    static constexpr std::int64_t kBytes = row_bytes(RowType::q4_0, kQuantBlock);
+    static constexpr float kOffset = 8;
+    static typename V::reg load(const std::byte* block, std::int64_t i) {
+        constexpr auto kHalf = kQuantBlock / 2;
+        const std::byte* nibbles = block + sizeof(Half);
+        return i < kHalf ? V::load_low(nibbles + i) : V::load_high(nibbles + i - kHalf);
+    }
+};
+
+Half scale_of(const std::byte* block) {
+    Half scale = 0;
+    __builtin_memcpy(&scale, block, sizeof(scale));
+    return scale;
+}
+
+// sums[r] += (one query's columns of a block) . (that block of Keys rows, `bytes` apart). The scale
+// and the offset meet the sum over the block, not every value.
+template <typename Block, std::int64_t Keys>
+void dot_one_block(const float* q, const std::byte* blocks, std::int64_t bytes,
+                   typename V::reg* sums) {
+    auto start = V::zero();
+    if constexpr (Block::kOffset != 0) {
+        for (std::int64_t i = 0; i < kQuantBlock; i += V::width)
+            start = V::add(start, V::load(q + i));
+        start = V::mul(start, V::set1(-Block::kOffset));
+    }
+    typename V::reg products[Keys];
+    for (auto& product : products) product = start;
+    for (std::int64_t i = 0; i < kQuantBlock; i += V::width) {
+        const auto query = V::load(q + i);
+        for (std::int64_t r = 0; r < Keys; ++r) {
+            products[r] = V::fma(query, Block::load(blocks + r * bytes, i), products[r]);
+        }
+    }
+    for (std::int64_t r = 0; r < Keys; ++r) {
+        sums[r] = V::fma(products[r], V::set1_half(scale_of(blocks + r * bytes)), sums[r]);
+    }
+}
+
+// The same for several queries, [Queries][dim] and sums [Queries][Keys]: values are made once for
+// all of them.
+template <typename Block, std::int64_t Queries, std::int64_t Keys>
+void dot_some_blocks(const float* q, std::int64_t dim, const std::byte* blocks, std::int64_t bytes,
+                     typename V::reg (&sums)[Queries][Keys]) {
+    typename V::reg scale[Keys], shift[Keys];
+    for (std::int64_t r = 0; r < Keys; ++r) {
+        scale[r] = V::set1_half(scale_of(blocks + r * bytes));
+        shift[r] = V::mul(scale[r], V::set1(-Block::kOffset));
+    }
+    for (std::int64_t i = 0; i < kQuantBlock; i += V::width) {
+        typename V::reg key[Keys];
+        for (std::int64_t r = 0; r < Keys; ++r) {
+            const auto numbers = Block::load(blocks + r * bytes, i);
+            key[r] = Block::kOffset != 0 ? V::fma(numbers, scale[r], shift[r])
+                                         : V::mul(numbers, scale[r]);
+        }
+        for (std::int64_t g = 0; g < Queries; ++g) {
+            const auto query = V::load(q + g * dim + i);
+            for (std::int64_t r = 0; r < Keys; ++r) sums[g][r] = V::fma(query, key[r], sums[g][r]);
+        }
+    }
+}
+
+template <typename Block, std::int64_t Queries, std::int64_t Keys>
+void dot_quantised_group(const float* q, std::int64_t dim, const std::byte* keys, float* scores,
+                         std::int64_t stride) {
+    const auto bytes = dim / kQuantBlock * Block::kBytes;
+    typename V::reg sums[Queries][Keys];
+    for (auto& row : sums) {
+        for (auto& sum : row) sum = V::zero();
+    }
+    for (std::int64_t i = 0; i < dim; i += kQuantBlock, keys += Block::kBytes) {
+        if constexpr (Queries == 1) {
+            dot_one_block<Block, Keys>(q + i, keys, bytes, sums[0]);
+        } else {
+            dot_some_blocks<Block>(q + i, dim, keys, bytes, sums);
+        }
+    }
+    for (std::int64_t g = 0; g < Queries; ++g) {
+        for (std::int64_t r = 0; r < Keys; ++r) scores[g * stride + r] = V::reduce_add(sums[g][r]);
+    }
+}
+
+template <typename Block>
+void dot_quantised(const float* q, std::int64_t queries, const std::byte* keys, std::int64_t count,
+                   std::int64_t dim, float* scores, std::int64_t stride) {
+    const auto bytes = dim / kQuantBlock * Block::kBytes;
+    std::int64_t row = 0;
+    for (; row + 4 <= count; row += 4, keys += 4 * bytes) {
+        in_fours(queries, [&](auto some, std::int64_t g) {
+            // As many sums as fit into 16 registers beside the keys with their scales and offsets.
+            constexpr std::int64_t kKeys = some() == 1 ? 4 : 2;
+            for (std::int64_t r = 0; r < 4; r += kKeys) {
+                dot_quantised_group<Block, some(), kKeys>(q + g * dim, dim, keys + r * bytes,
+                                                          scores + g * stride + row + r, stride);
+            }
+        });
+    }
+    for (; row < count; ++row, keys += bytes) {
+        for (std::int64_t g = 0; g < queries; ++g) {
+            dot_quantised_group<Block, 1, 1>(q + g * dim, dim, keys, scores + g * stride + row,
+                                             stride);
+        }
+    }
+}
+
+void dot_keys(const float* q, std::int64_t queries, Rows rows, std::int64_t dim, float* scores,
+              std::int64_t stride) {
+    assert(rows.key_type == RowType::f16 || dim % kQuantBlock == 0);
+    switch (rows.key_type) {
+        case RowType::f16:
+            return dot_rows(q, queries, reinterpret_cast<const Half*>(rows.keys), rows.count, dim,
+                            scores, stride);
+        case RowType::q8_0:
+            return dot_quantised<Q8Block>(q, queries, rows.keys, rows.count, dim, scores, stride);
+        case RowType::q4_0:
+            return dot_quantised<Q4Block>(q, queries, rows.keys, rows.count, dim, scores, stride);
     }
 }
 
@@ -160,28 +294,41 @@ void scale_row(float* values, std::int64_t count, float factor) {
     for (; i < count; ++i) values[i] *= factor;
 }
 
+// product = a * b; returns its sum.
+float multiply_and_sum(const float* a, const float* b, std::int64_t count, float* product) {
+    auto sums = V::zero();
+    std::int64_t i = 0;
+    for (; i + V::width <= count; i += V::width) {
+        const auto value = V::mul(V::load(a + i), V::load(b + i));
+        V::store(product + i, value);
+        sums = V::add(sums, value);
+    }
+    float sum = V::reduce_add(sums);
+    for (; i < count; ++i) sum += product[i] = a[i] * b[i];
+    return sum;
+}
+
 void softmax(float* scores, std::int64_t count) {
     if (count <= 0) return;
     const float sum = exp_and_sum(scores, count, max_of(scores, count));
     scale_row(scores, count, 1 / sum);
 }
 
-// out[g][0, dim) += sum_r weights[g][r] * values[r][0, dim), for up to `Queries` queries, with a
-// strip of the output held in registers so that each value is loaded once for all of them.
-template <std::int64_t Queries, std::int64_t Registers>
-void weigh_strip(const float* weights, std::int64_t stride, const Half* values, std::int64_t count,
-                 std::int64_t dim, float* out, std::int64_t out_stride) {
+// out[g][column] += sum_r weights[g][r] * load(r, column), for `Queries` queries and the V::width
+// columns from each of 0, Step, ... (Registers - 1) * Step. That strip of the output is held in
+// registers, so that each value is loaded once for all queries.
+template <std::int64_t Queries, std::int64_t Registers, std::int64_t Step, typename Load>
+void weigh_strip(const float* weights, std::int64_t stride, std::int64_t count, float* out,
+                 std::int64_t out_stride, Load load) {
     typename V::reg sums[Queries][Registers];
     for (std::int64_t g = 0; g < Queries; ++g) {
         for (std::int64_t c = 0; c < Registers; ++c) {
-            sums[g][c] = V::load(out + g * out_stride + c * V::width);
+            sums[g][c] = V::load(out + g * out_stride + c * Step);
         }
     }
     for (std::int64_t r = 0; r < count; ++r) {
         typename V::reg value[Registers];
-        for (std::int64_t c = 0; c < Registers; ++c) {
-            value[c] = V::load_half(values + r * dim + c * V::width);
-        }
+        for (std::int64_t c = 0; c < Registers; ++c) value[c] = load(r, c * Step);
         for (std::int64_t g = 0; g < Queries; ++g) {
             const auto weight = V::set1(weights[g * stride + r]);
             for (std::int64_t c = 0; c < Registers; ++c) {
@@ -191,20 +338,26 @@ void weigh_strip(const float* weights, std::int64_t stride, const Half* values, 
     }
     for (std::int64_t g = 0; g < Queries; ++g) {
         for (std::int64_t c = 0; c < Registers; ++c) {
-            V::store(out + g * out_stride + c * V::width, sums[g][c]);
+            V::store(out + g * out_stride + c * Step, sums[g][c]);
         }
     }
 }
 
+// out[g][0, dim) += sum_r weights[g][r] * values[r][0, dim), of f16 and any dim.
 template <std::int64_t Queries>
-void weigh_group(const float* weights, std::int64_t stride, const Half* values, std::int64_t count,
-                 std::int64_t dim, float* out, std::int64_t out_stride) {
+void weigh_halves(const float* weights, std::int64_t stride, const Half* values, std::int64_t count,
+                  std::int64_t dim, float* out, std::int64_t out_stride) {
     std::int64_t i = 0;
+    const auto strip = [&](const Half* from) {
+        return [=](std::int64_t r, std::int64_t c) { return V::load_half(from + r * dim + c); };
+    };
     for (; i + 2 * V::width <= dim; i += 2 * V::width) {
-        weigh_strip<Queries, 2>(weights, stride, values + i, count, dim, out + i, out_stride);
+        weigh_strip<Queries, 2, V::width>(weights, stride, count, out + i, out_stride,
+                                          strip(values + i));
     }
     for (; i + V::width <= dim; i += V::width) {
-        weigh_strip<Queries, 1>(weights, stride, values + i, count, dim, out + i, out_stride);
+        weigh_strip<Queries, 1, V::width>(weights, stride, count, out + i, out_stride,
+                                          strip(values + i));
     }
     for (; i < dim; ++i) {
         for (std::int64_t g = 0; g < Queries; ++g) {
@@ -217,28 +370,62 @@ void weigh_group(const float* weights, std::int64_t stride, const Half* values, 
     }
 }
 
-void weigh_rows(const float* weights, std::int64_t queries, std::int64_t stride, const Half* values,
-                std::int64_t count, std::int64_t dim, float* out, std::int64_t out_stride) {
-    std::int64_t g = 0;
-    for (; g + 4 <= queries; g += 4) {
-        weigh_group<4>(weights + g * stride, stride, values, count, dim, out + g * out_stride,
-                       out_stride);
+// The same for one column of quantised blocks, `bytes` apart, without their scales and offset.
+template <typename Block, std::int64_t Queries>
+void weigh_blocks(const float* weights, std::int64_t stride, const std::byte* blocks,
+                  std::int64_t bytes, std::int64_t count, float* out, std::int64_t out_stride) {
+    // With one or two queries a strip needs more columns to hide how long a sum takes. Strips go
+    // across the block: low and high nibbles come from the same bytes.
+    constexpr auto kRegisters =
+        std::min<std::int64_t>(kQuantBlock / V::width, Queries <= 2 ? 4 : 2);
+    constexpr auto kStep = kQuantBlock / kRegisters;
+    for (std::int64_t i = 0; i < kStep; i += V::width) {
+        weigh_strip<Queries, kRegisters, kStep>(
+            weights, stride, count, out + i, out_stride,
+            [=](std::int64_t r, std::int64_t c) { return Block::load(blocks + r * bytes, i + c); });
     }
-    switch (queries - g) {
-        case 3:
-            weigh_group<3>(weights + g * stride, stride, values, count, dim, out + g * out_stride,
-                           out_stride);
-            break;
-        case 2:
-            weigh_group<2>(weights + g * stride, stride, values, count, dim, out + g * out_stride,
-                           out_stride);
-            break;
-        case 1:
-            weigh_group<1>(weights + g * stride, stride, values, count, dim, out + g * out_stride,
-                           out_stride);
-            break;
-        default:
-            break;
+}
+
+// At most kBlock rows and kTogether queries, weights [queries][kBlock]. A row's scale goes into its
+// weights, one product a row and query instead of one a value; the offset is taken off the sums.
+template <typename Block>
+void weigh_quantised(const float* weights, std::int64_t queries, const std::byte* values,
+                     std::int64_t count, std::int64_t dim, float* out) {
+    const auto bytes = dim / kQuantBlock * Block::kBytes;
+    alignas(64) float scales[kBlock];
+    alignas(64) float scaled[kTogether * kBlock];
+    for (std::int64_t i = 0; i < dim; i += kQuantBlock, values += Block::kBytes) {
+        for (std::int64_t r = 0; r < count; ++r) scales[r] = V::widen(scale_of(values + r * bytes));
+        for (std::int64_t g = 0; g < queries; ++g) {
+            const float sum =
+                multiply_and_sum(weights + g * kBlock, scales, count, scaled + g * kBlock);
+            if constexpr (Block::kOffset != 0) {
+                for (std::int64_t c = 0; c < kQuantBlock; ++c) {
+                    out[g * dim + i + c] -= Block::kOffset * sum;
+                }
+            }
+        }
+        in_fours(queries, [&](auto some, std::int64_t g) {
+            weigh_blocks<Block, some()>(scaled + g * kBlock, kBlock, values, bytes, count,
+                                        out + g * dim + i, dim);
+        });
+    }
+}
+
+// out [queries][dim] += weights [queries][kBlock] x the values of `rows`.
+void weigh_rows(const float* weights, std::int64_t queries, Rows rows, std::int64_t dim,
+                float* out) {
+    switch (rows.value_type) {
+        case RowType::f16:
+            return in_fours(queries, [&](auto some, std::int64_t g) {
+                weigh_halves<some()>(weights + g * kBlock, kBlock,
+                                     reinterpret_cast<const Half*>(rows.values), rows.count, dim,
+                                     out + g * dim, dim);
+            });
+        case RowType::q8_0:
+            return weigh_quantised<Q8Block>(weights, queries, rows.values, rows.count, dim, out);
+        case RowType::q4_0:
+            return weigh_quantised<Q4Block>(weights, queries, rows.values, rows.count, dim, out);
     }
 }
 
@@ -257,19 +444,20 @@ void absorb(float* scores, std::int64_t count, float* max, float* sum, float* ou
 
 void attend_rows(const float* q, std::int64_t queries, Rows rows, HeadDims dims,
                  SoftmaxState state) {
-    alignas(64) float scores[16 * kBlock];
+    assert(rows.key_type == RowType::f16 || dims.k % kQuantBlock == 0);
+    assert(rows.value_type == RowType::f16 || dims.v % kQuantBlock == 0);
+    alignas(64) float scores[kTogether * kBlock];
     for (std::int64_t row = 0; row < rows.count; row += kBlock) {
-        const auto count = std::min(kBlock, rows.count - row);
-        for (std::int64_t first = 0; first < queries; first += 16) {
-            const auto some = std::min<std::int64_t>(16, queries - first);
-            dot_rows(q + first * dims.k, some, rows.keys + row * dims.k, count, dims.k, scores,
-                     kBlock);
+        const auto block = rows.slice(row, std::min(row + kBlock, rows.count), dims);
+        for (std::int64_t first = 0; first < queries; first += kTogether) {
+            const auto some = std::min(kTogether, queries - first);
+            float* out = state.out + first * dims.v;
+            dot_keys(q + first * dims.k, some, block, dims.k, scores, kBlock);
             for (std::int64_t g = 0; g < some; ++g) {
-                absorb(scores + g * kBlock, count, state.max + first + g, state.sum + first + g,
-                       state.out + (first + g) * dims.v, dims.v);
+                absorb(scores + g * kBlock, block.count, state.max + first + g,
+                       state.sum + first + g, out + g * dims.v, dims.v);
             }
-            weigh_rows(scores, some, kBlock, rows.values + row * dims.v, count, dims.v,
-                       state.out + first * dims.v, dims.v);
+            weigh_rows(scores, some, block, dims.v, out);
         }
     }
 }
@@ -382,6 +570,9 @@ void unpack_values(const Half* values, std::int64_t count, std::int64_t dim, std
 
 void attend_tiles(const float* q, std::int64_t queries, const std::int64_t* visible, Rows rows,
                   HeadDims dims, SoftmaxState state, float* work) {
+    assert(rows.key_type == RowType::f16 && rows.value_type == RowType::f16);
+    const auto* row_keys = reinterpret_cast<const Half*>(rows.keys);
+    const auto* row_values = reinterpret_cast<const Half*>(rows.values);
     const auto padded = padded_dim(dims.v);
     float* keys = work;
     float* values = keys + dims.k * kTileKeys;
@@ -391,8 +582,8 @@ void attend_tiles(const float* q, std::int64_t queries, const std::int64_t* visi
     most = std::min(most, rows.count);
     for (std::int64_t first = 0; first < most; first += kTileKeys) {
         const auto count = std::min(kTileKeys, most - first);
-        unpack_keys(rows.keys + first * dims.k, count, dims.k, keys);
-        unpack_values(rows.values + first * dims.v, count, dims.v, padded, values);
+        unpack_keys(row_keys + first * dims.k, count, dims.k, keys);
+        unpack_values(row_values + first * dims.v, count, dims.v, padded, values);
         multiply<false>(queries, kTileKeys, dims.k, q, dims.k, keys, kTileKeys, scores, kTileKeys);
         for (std::int64_t i = 0; i < queries; ++i) {
             float* row = scores + i * kTileKeys;
@@ -415,7 +606,7 @@ void to_half(const float* from, Half* to, std::int64_t count) {
 
 constexpr Kernels table(std::string_view name) {
     return {name,     attend_rows, attend_tiles, padded_dim, tile_work_floats,
-            dot_rows, softmax,     to_half};
+            dot_rows, dot_keys,    softmax,      to_half};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 
@@ -18,6 +19,20 @@ struct V {
     static void store(float* p, reg x) { _mm256_storeu_ps(p, x); }
     static reg load_half(const std::uint16_t* p) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static reg set1_half(std::uint16_t x) {
+        return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(x)));
+    }
+    static float widen(std::uint16_t x) { return _cvtsh_ss(x); }
+    static reg load_int8(const std::byte* p) {
+        return _mm256_cvtepi32_ps(
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+    static reg load_low(const std::byte* p) {
+        return _mm256_cvtepi32_ps(_mm256_and_si256(load_bytes(p), _mm256_set1_epi32(15)));
+    }
+    static reg load_high(const std::byte* p) {
+        return _mm256_cvtepi32_ps(_mm256_srli_epi32(load_bytes(p), 4));
     }
     static void store_half(std::uint16_t* p, reg x) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -54,6 +69,11 @@ struct V {
         const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
         const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(sum), power);
         return _mm256_andnot_ps(tiny, _mm256_castsi256_ps(scaled));
+    }
+
+private:
+    static __m256i load_bytes(const std::byte* p) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     }
 };
 

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 
@@ -18,6 +19,20 @@ struct V {
     static void store(float* p, reg x) { _mm512_storeu_ps(p, x); }
     static reg load_half(const std::uint16_t* p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static reg set1_half(std::uint16_t x) {
+        return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(x)));
+    }
+    static float widen(std::uint16_t x) { return _cvtsh_ss(x); }
+    static reg load_int8(const std::byte* p) {
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    static reg load_low(const std::byte* p) {
+        return _mm512_cvtepi32_ps(_mm512_and_epi32(load_bytes(p), _mm512_set1_epi32(15)));
+    }
+    static reg load_high(const std::byte* p) {
+        return _mm512_cvtepi32_ps(_mm512_srli_epi32(load_bytes(p), 4));
     }
     static void store_half(std::uint16_t* p, reg x) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -44,6 +59,11 @@ struct V {
             sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(c));
         }
         return _mm512_maskz_scalef_ps(normal, sum, n);
+    }
+
+private:
+    static __m512i load_bytes(const std::byte* p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
 };
 

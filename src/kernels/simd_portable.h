@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 namespace headkv::kernels {
@@ -24,6 +25,20 @@ struct V {
     static reg load_half(const std::uint16_t* p) {
         return reg{half_to_float(p[0]), half_to_float(p[1]), half_to_float(p[2]),
                    half_to_float(p[3])};
+    }
+    static reg set1_half(std::uint16_t x) { return set1(half_to_float(x)); }
+    static float widen(std::uint16_t x) { return half_to_float(x); }
+    static reg load_int8(const std::byte* p) {
+        const auto at = [&](int i) { return static_cast<float>(static_cast<std::int8_t>(p[i])); };
+        return reg{at(0), at(1), at(2), at(3)};
+    }
+    static reg load_low(const std::byte* p) {
+        const auto at = [&](int i) { return static_cast<float>(p[i] & std::byte{15}); };
+        return reg{at(0), at(1), at(2), at(3)};
+    }
+    static reg load_high(const std::byte* p) {
+        const auto at = [&](int i) { return static_cast<float>(p[i] >> 4); };
+        return reg{at(0), at(1), at(2), at(3)};
     }
     static void store_half(std::uint16_t* p, reg x) {
         for (int i = 0; i < 4; ++i) p[i] = float_to_half_scalar(x[i]);
