@@ -16,7 +16,7 @@ namespace headkv {
 // How the long products of a prefill are computed. Decoding is the same with both.
 enum class Precision {
     exact,  // f32 activations, dequantised weights
-    fast,   // bf16 with f32 sums where the CPU has units for it (AMX, AVX-512 BF16); else as exact
+    fast,   // bf16 with f32 sums where the CPU has a matrix unit (AMX); else as exact
 };
 
 struct EngineOptions {

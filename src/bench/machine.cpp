@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bench/bench.h"
-#include "kernels/bf16_product.h"
+#include "kernels/tiles.h"
 
 #ifdef HEADKV_HAVE_DNNL
 #include <dnnl.h>
@@ -84,21 +84,19 @@ MachineSpeed measure_machine(int threads) {
                    results[static_cast<std::size_t>(thread)].data(), kSide);
     });
     speed.f32_gflop_s = flops * threads / f32 / 1e6;
-    if (Bf16Product::supported()) {
-        std::vector<Bf16Product> products;
-        products.reserve(count);
-        for (int i = 0; i < threads; ++i) products.emplace_back(kSide, kSide, a.data());
-        const std::vector<std::uint16_t> x(kSide * kSide, 0x3F00);  // 0.5
+#endif
+    if (const auto* unit = kernels::matrix_unit(); unit != nullptr) {
+        const std::vector<float> weights(kSide * kSide, 0.5F);
+        kernels::PackedBuffer packed(kernels::packed_weights(kSide, kSide));
+        unit->pack_weights(weights.data(), kSide, kSide, packed.data());
+        const std::vector<kernels::Bf16> x(kSide * kSide, 0x3F00);  // 0.5
+        std::vector<std::vector<float>> products(count, std::vector<float>(kSide * kSide));
         const double bf16 = timed(threads, [&](int thread) {
-            const auto i = static_cast<std::size_t>(thread);
-            omp_set_num_threads(1);
-            products[i].multiply(x.data(), kSide, kSide, results[i].data(), kSide);
+            unit->multiply(packed.data(), kSide, kSide, x.data(), kSide, kSide,
+                           products[static_cast<std::size_t>(thread)].data(), kSide);
         });
         speed.bf16_gflop_s = flops * threads / bf16 / 1e6;
     }
-#else
-    static_cast<void>(flops);
-#endif
     return speed;
 }
 

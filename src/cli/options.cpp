@@ -111,7 +111,7 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
             [&arguments](const std::string& name) {
                 arguments.engine.precision = name == "fast" ? Precision::fast : Precision::exact;
             },
-            "products of long prompts: exact (f32) or fast (bf16 where the CPU has units for it)")
+            "products of long prompts: exact (f32) or fast (bf16 where the CPU has AMX)")
         ->default_str("exact")
         ->check(CLI::IsMember({"exact", "fast"}))
         ->type_name("NAME")

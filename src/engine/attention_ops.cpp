@@ -67,6 +67,38 @@ void write_output(const AttentionShape& shape, const SoftmaxState& state, std::i
 // --- prefill
 // ---------------------------------------------------------------------------------------
 
+bool PackedLayerRows::fits(const AttentionShape& shape) {
+    return std::max(shape.dim_k, shape.dim_v) <= kernels::kWidestPackedHead;
+}
+
+PackedLayerRows::PackedLayerRows(const kernels::TileKernels& unit, const AttentionShape& shape,
+                                 std::int64_t tokens)
+    : unit_(&unit),
+      shape_(shape),
+      blocks_((tokens + kernels::kPackedRows - 1) / kernels::kPackedRows),
+      keys_(shape.heads.kv_heads * blocks_ * kernels::kPackedRows *
+            kernels::packed_key_dim(shape.dim_k)),
+      values_(shape.heads.kv_heads * blocks_ * kernels::kPackedRows *
+              kernels::packed_value_dim(shape.dim_v)) {}
+
+kernels::PackedRows PackedLayerRows::head(std::int64_t head) const {
+    const auto rows = head * blocks_ * kernels::kPackedRows;
+    return {keys_.data() + rows * kernels::packed_key_dim(shape_.dim_k),
+            values_.data() + rows * kernels::packed_value_dim(shape_.dim_v)};
+}
+
+void PackedLayerRows::pack(const LayerRows& rows, std::int64_t head, std::int64_t block,
+                           std::int64_t end) {
+    const auto first = block * kernels::kPackedRows;
+    const auto count = std::min(kernels::kPackedRows, end - first);
+    const auto from = head * rows.tokens + first;
+    const auto to = head * blocks_ * kernels::kPackedRows + first;
+    unit_->pack_keys(rows.keys.data() + from * shape_.dim_k, count, shape_.dim_k,
+                     keys_.data() + to * kernels::packed_key_dim(shape_.dim_k));
+    unit_->pack_values(rows.values.data() + from * shape_.dim_v, count, shape_.dim_v,
+                       values_.data() + to * kernels::packed_value_dim(shape_.dim_v));
+}
+
 namespace {
 
 void compute_prefill(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
@@ -113,6 +145,62 @@ void compute_prefill(ggml_tensor* out, int /*thread*/, int /*threads*/, void* da
     }
 }
 
+// Packs the blocks that have been written to. They are few, and every unit of the attention needs
+// them, so this is a node of its own in front of it.
+void compute_packing(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<PrefillAttention*>(data);
+    const auto end = plan.position + out->src[0]->ne[2];
+    const auto first = plan.unpacked / kernels::kPackedRows;
+    const auto blocks = (end + kernels::kPackedRows - 1) / kernels::kPackedRows - first;
+    const auto units = blocks * plan.shape.heads.kv_heads;
+    for (auto unit = plan.next_packed.fetch_add(1); unit < units;
+         unit = plan.next_packed.fetch_add(1)) {
+        plan.packed->pack(plan.rows, unit / blocks, first + unit % blocks, end);
+    }
+}
+
+void compute_prefill_packed(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<PrefillAttention*>(data);
+    const auto& shape = plan.shape;
+    const auto& unit_of = plan.packed->unit();
+    const HeadDims dims{shape.dim_k, shape.dim_v};
+    const auto group = shape.heads.group();
+    const auto block = std::max<std::int64_t>(1, kernels::kMostQueries / group);
+    const auto tokens = out->src[0]->ne[2];
+    const auto blocks = (tokens + block - 1) / block;
+    const auto units = blocks * shape.heads.kv_heads;
+    const auto most = block * group;
+    constexpr std::int64_t kLine = 16;  // floats of a cache line
+    const auto work_size = (unit_of.attend_work_floats(dims) + kLine - 1) / kLine * kLine;
+    float* memory = scratch(size(work_size + kLine + most * (shape.dim_k + shape.dim_v)));
+    const auto past = reinterpret_cast<std::uintptr_t>(memory) / sizeof(float) % kLine;
+    float* work = memory + (past == 0 ? 0 : kLine - static_cast<std::int64_t>(past));
+    float* queries = work + work_size;
+    float* answers = queries + most * shape.dim_k;
+    std::vector<std::int64_t> visible(size(most));
+
+    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
+        const auto first = (blocks - 1 - unit / shape.heads.kv_heads) * block;
+        const auto head = unit % shape.heads.kv_heads;
+        const auto count = std::min(block, tokens - first);
+        gather_queries(shape, floats(out->src[0]), first, count, head, queries);
+        for (std::int64_t i = 0; i < count * group; ++i) {
+            visible[size(i)] = plan.position + first + i / group + 1;
+        }
+        for (std::int64_t q = 0; q < count * group; q += kernels::kMostQueries) {
+            unit_of.attend(queries + q * shape.dim_k,
+                           std::min(kernels::kMostQueries, count * group - q), visible.data() + q,
+                           plan.packed->head(head), dims, answers + q * shape.dim_v, work);
+        }
+        const auto width = group * shape.dim_v;
+        for (std::int64_t token = 0; token < count; ++token) {
+            std::copy_n(answers + token * width, width,
+                        floats(out) + (first + token) * shape.heads.query_heads * shape.dim_v +
+                            head * width);
+        }
+    }
+}
+
 void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
     auto& plan = *static_cast<Observation*>(data);
     const auto& shape = plan.shape;
@@ -151,9 +239,16 @@ ggml_tensor* prefill_attention(ggml_context* context, ggml_tensor* q, std::span<
     std::array<ggml_tensor*, 4> sources{q};
     assert(after.size() < sources.size());
     std::copy(after.begin(), after.end(), sources.begin() + 1);
+    auto count = static_cast<int>(1 + after.size());
+    if (plan.packed != nullptr) {
+        sources[1] = ggml_custom_4d(context, GGML_TYPE_F32, 1, 1, 1, 1, sources.data(), count,
+                                    compute_packing, GGML_N_TASKS_MAX, &plan);
+        count = 2;
+    }
     return ggml_custom_4d(context, GGML_TYPE_F32, plan.shape.dim_v * plan.shape.heads.query_heads,
-                          q->ne[2], 1, 1, sources.data(), static_cast<int>(1 + after.size()),
-                          compute_prefill, GGML_N_TASKS_MAX, &plan);
+                          q->ne[2], 1, 1, sources.data(), count,
+                          plan.packed != nullptr ? compute_prefill_packed : compute_prefill,
+                          GGML_N_TASKS_MAX, &plan);
 }
 
 ggml_tensor* observe(ggml_context* context, Observation& plan) {
@@ -279,9 +374,8 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
                 const auto seen = causal ? token + 1 : part.count;
                 const auto first = causal ? token * group : 0;
                 kernel.attend_rows(
-                    q + first * shape_.dim_k, causal ? group : queries,
-                    {part.keys, part.values, seen}, dims,
-                    {state.max + first, state.sum + first, state.out + first * stride});
+                    q + first * shape_.dim_k, causal ? group : queries, part.slice(0, seen, dims),
+                    dims, {state.max + first, state.sum + first, state.out + first * stride});
             }
             return;
         }

@@ -13,6 +13,7 @@
 #include "cache/sequence_cache.h"
 #include "headkv/scores.h"
 #include "kernels/attention.h"
+#include "kernels/tiles.h"
 
 namespace headkv {
 
@@ -22,10 +23,33 @@ struct AttentionShape {
     float scale = 1;  // 1 / sqrt(dim_k)
 };
 
+// One layer's rows packed for a matrix unit, in blocks of kernels::kPackedRows.
+class PackedLayerRows {
+public:
+    // Whether heads of these dimensions can be packed.
+    static bool fits(const AttentionShape& shape);
+    PackedLayerRows(const kernels::TileKernels& unit, const AttentionShape& shape,
+                    std::int64_t tokens);
+
+    const kernels::TileKernels& unit() const { return *unit_; }
+    kernels::PackedRows head(std::int64_t head) const;
+    // Packs one block of a head from the layer's rows up to `end`.
+    void pack(const LayerRows& rows, std::int64_t head, std::int64_t block, std::int64_t end);
+
+private:
+    const kernels::TileKernels* unit_;
+    AttentionShape shape_;
+    std::int64_t blocks_;
+    kernels::PackedBuffer keys_, values_;  // [kv_heads][blocks][...]
+};
+
 // Causal attention of one prefill chunk over the layer's rows so far.
 struct PrefillAttention {
     AttentionShape shape;
     LayerRows rows;                     // [kv_heads][tokens][dim], chunk included
+    PackedLayerRows* packed = nullptr;  // the same rows, to be attended in bf16; null: exact
+    std::int64_t unpacked = 0;          // first row that was not there when last packed
+    std::atomic<std::int64_t> next_packed{0};
     std::int64_t position = 0;          // of the chunk's first token
     std::atomic<std::int64_t> next{0};  // next unit of work
 };

@@ -61,9 +61,14 @@ struct Engine::Impl {
     std::vector<std::int64_t> logit_of;  // [inputs] row in `logits`, -1 if not wanted
 
     const Model::Impl& weights() const { return model->impl(); }
-    bool bf16() const {
-        return options.precision == Precision::fast &&
-               (options.bf16_anywhere || Bf16Product::supported());
+    Prefill::Options prefill_options(bool all_tokens) const {
+        Prefill::Options chosen{options.chunk, all_tokens, nullptr};
+        if (options.precision != Precision::fast) return chosen;
+        chosen.unit = kernels::matrix_unit();
+        if (chosen.unit == nullptr && options.bf16_anywhere) {
+            chosen.unit = &kernels::imitated_unit();
+        }
+        return chosen;
     }
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
@@ -168,7 +173,7 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
              QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1)});
     }
     auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
-                                   {self.options.chunk, false, self.bf16()});
+                                   self.prefill_options(false));
     if (!prefill) return tl::unexpected(prefill.error());
     return PrefillJob(std::make_unique<PrefillJob::Impl>(
         PrefillJob::Impl{&self, std::move(*prefill), now_ms() - start}));
@@ -238,8 +243,8 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
                                                      const Progress& progress) {
     auto& self = *impl_;
     if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
-    auto prefill = Prefill::create(*self.compute, *self.model, text, {},
-                                   {self.options.chunk, true, self.bf16()});
+    auto prefill =
+        Prefill::create(*self.compute, *self.model, text, {}, self.prefill_options(true));
     if (!prefill) return tl::unexpected(prefill.error());
     const auto layers = self.weights().hyper.shape.layers;
     for (bool done = false; !done;) {

@@ -1,9 +1,11 @@
 #include "engine/graph.h"
 
+#include <algorithm>
+
 namespace headkv {
 
 ggml_tensor* GraphBuilder::linear(const Matrix& w, ggml_tensor* x) const {
-    if (long_products != nullptr && LinearOps::pays(w, x->ne[1])) {
+    if (long_products != nullptr && long_products->pays(w, x->ne[1])) {
         return long_products->multiply(context, w, x);
     }
     return ggml_mul_mat(context, w.tensor, x);
@@ -13,10 +15,24 @@ ggml_tensor* GraphBuilder::norm(ggml_tensor* x, ggml_tensor* weight) const {
     return ggml_mul(context, ggml_rms_norm(context, x, hyper.norm_epsilon), weight);
 }
 
+bool GraphBuilder::bf16_inputs(std::initializer_list<const Matrix*> products,
+                               std::int64_t columns) const {
+    return long_products != nullptr && long_products->bf16() &&
+           std::all_of(products.begin(), products.end(),
+                       [&](const Matrix* w) { return long_products->pays(*w, columns); });
+}
+
+ggml_tensor* GraphBuilder::norm_for(std::initializer_list<const Matrix*> products, ggml_tensor* x,
+                                    ggml_tensor* weight) const {
+    return bf16_inputs(products, x->ne[1])
+               ? long_products->norm(context, x, weight, hyper.norm_epsilon)
+               : norm(x, weight);
+}
+
 GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_tensor* x,
                                                 ggml_tensor* positions) const {
     const auto tokens = x->ne[1];
-    auto* normed = norm(x, layer.attention_norm);
+    auto* normed = norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm);
     const auto heads = [&](const Matrix& w, ggml_tensor* bias, std::int64_t dim,
                            std::int64_t count) {
         auto* y = linear(w, normed);
@@ -44,8 +60,11 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
 ggml_tensor* GraphBuilder::finish_layer(const LayerWeights& layer, ggml_tensor* x,
                                         ggml_tensor* attention) const {
     x = ggml_add_inplace(context, x, linear(layer.wo, attention));
-    auto* normed = norm(x, layer.ffn_norm);
-    auto* gated = ggml_swiglu_split(context, linear(layer.gate, normed), linear(layer.up, normed));
+    auto* normed = norm_for({&layer.gate, &layer.up}, x, layer.ffn_norm);
+    auto* gate = linear(layer.gate, normed);
+    auto* up = linear(layer.up, normed);
+    auto* gated = bf16_inputs({&layer.down}, x->ne[1]) ? long_products->swiglu(context, gate, up)
+                                                       : ggml_swiglu_split(context, gate, up);
     return ggml_add_inplace(context, x, linear(layer.down, gated));
 }
 

@@ -3,6 +3,8 @@
 
 #include <ggml.h>
 
+#include <initializer_list>
+
 #include "engine/linear_op.h"
 #include "model/model_impl.h"
 
@@ -18,6 +20,10 @@ struct GraphBuilder {
     // is multiplied.
     ggml_tensor* linear(const Matrix& w, ggml_tensor* x) const;
     ggml_tensor* norm(ggml_tensor* x, ggml_tensor* weight) const;
+    // The same as the input of products with these matrices alone, in whatever type they take.
+    ggml_tensor* norm_for(std::initializer_list<const Matrix*> products, ggml_tensor* x,
+                          ggml_tensor* weight) const;
+    bool bf16_inputs(std::initializer_list<const Matrix*> products, std::int64_t columns) const;
 
     struct Projections {
         ggml_tensor* q;  // [head_dim_k, query_heads, tokens], after RoPE

@@ -63,6 +63,10 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
             "layer's keys and values",
             tokens_, (ggml_nbytes(hidden_) + ggml_nbytes(keys_) + ggml_nbytes(values_)) >> 20);
     }
+    if (options_.unit != nullptr) packed_.emplace(*options_.unit);
+    if (options_.unit != nullptr && PackedLayerRows::fits(shape_)) {
+        packed_rows_.emplace(*options_.unit, shape_, tokens_);
+    }
     std::vector<std::int32_t> positions(prompt.size());
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
     ggml_backend_tensor_set(ids_, prompt.data(), 0, ggml_nbytes(ids_));
@@ -106,7 +110,8 @@ Result<bool> Prefill::step(std::int64_t most) {
     if (auto done = compress_layer(); !done) return tl::unexpected(done.error());
     compress_ms_ += now_ms() - start;
     begin_ = 0;
-    packed_.clear();
+    packed_tokens_ = 0;
+    if (packed_) packed_->clear();
     return ++layer_ == model_.hyper.shape.layers;
 }
 
@@ -126,7 +131,7 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     const auto end = begin + count;
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    LinearOps products(options_.bf16 ? &packed_ : nullptr);
+    LinearOps products(packed_ ? &*packed_ : nullptr);
     const GraphBuilder build{c, hyper, model_.weights, &products};
     const auto& layer = model_.weights.layers[size(layer_)];
     auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
@@ -161,6 +166,9 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
                           {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
                           tokens_};
         attention.position = begin;
+        attention.packed = packed_rows_ ? &*packed_rows_ : nullptr;
+        attention.unpacked = packed_tokens_;
+        packed_tokens_ = end;
         auto* attended = prefill_attention(c, part.q, stored, attention);
         ggml_build_forward_expand(graph, build.finish_layer(layer, x, attended));
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,7 +32,8 @@ public:
     struct Options {
         std::int64_t chunk = 512;
         bool all_tokens = false;  // the last layer computes every token, for log_probabilities
-        bool bf16 = false;        // products of long chunks in bf16
+        // Multiplies and attends in bf16; null: f32.
+        const kernels::TileKernels* unit = nullptr;
     };
     // Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
@@ -77,14 +79,16 @@ private:
 
     ggml_context_ptr context_;
     ggml_backend_buffer_ptr buffer_;
-    ggml_tensor* ids_ = nullptr;        // i32 [tokens]
-    ggml_tensor* positions_ = nullptr;  // i32 [tokens]
-    ggml_tensor* hidden_ = nullptr;     // f32 [embedding, tokens]
-    ggml_tensor* keys_ = nullptr;       // f16 [dim_k, tokens, kv_heads]
-    ggml_tensor* values_ = nullptr;     // f16 [dim_v, tokens, kv_heads]
-    ggml_tensor* queries_ = nullptr;    // f32 [dim_k * query_heads, window]
-    PackedLayer packed_;                // of layer_, if products are bf16
-    ggml_gallocr_ptr allocator_;        // work memory of the graphs, reused
+    ggml_tensor* ids_ = nullptr;                  // i32 [tokens]
+    ggml_tensor* positions_ = nullptr;            // i32 [tokens]
+    ggml_tensor* hidden_ = nullptr;               // f32 [embedding, tokens]
+    ggml_tensor* keys_ = nullptr;                 // f16 [dim_k, tokens, kv_heads]
+    ggml_tensor* values_ = nullptr;               // f16 [dim_v, tokens, kv_heads]
+    ggml_tensor* queries_ = nullptr;              // f32 [dim_k * query_heads, window]
+    std::optional<PackedLayer> packed_;           // of layer_, with a matrix unit
+    std::int64_t packed_tokens_ = 0;              // of those rows
+    std::optional<PackedLayerRows> packed_rows_;  // of layer_, with a matrix unit
+    ggml_gallocr_ptr allocator_;                  // work memory of the graphs, reused
     std::size_t work_bytes_ = 0;
 };
 

@@ -5,7 +5,7 @@
 
 #include "engine/fixture.h"
 #include "headkv/sampler.h"
-#include "kernels/bf16_product.h"
+#include "kernels/tiles.h"
 
 namespace headkv::test {
 namespace {
@@ -252,8 +252,8 @@ TEST_P(Forward, KeepsTheReferencesRows) {
 INSTANTIATE_TEST_SUITE_P(Traits, Forward, testing::ValuesIn(trait_cases()),
                          [](const auto& info) { return info.param.name; });
 
-// Products in bf16, chunks of several lengths included: near the exact ones, and not the same, or
-// the test would not have met them. Where the CPU has no bf16 units `fast` is `exact`.
+// Products and attention in bf16, chunks of several lengths included: near the exact ones, and not
+// the same, or the test would not have met them. Without a matrix unit `fast` is `exact`.
 TEST(Precision, FastRoundsToBf16AndNoMore) {
     TinyPair tiny({});
     const auto prompt = random_tokens(333, 5);
@@ -270,7 +270,7 @@ TEST(Precision, FastRoundsToBf16AndNoMore) {
     const double error = logit_error(bf16, exact);
     EXPECT_GT(error, 1e-5);
     EXPECT_LT(error, 0.05);
-    EXPECT_EQ(fast, Bf16Product::supported() ? bf16 : exact);
+    EXPECT_EQ(fast, kernels::matrix_unit() != nullptr ? bf16 : exact);
 }
 
 }  // namespace
