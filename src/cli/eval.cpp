@@ -1,12 +1,11 @@
 // headkv eval: perplexity of a text, and the needle test over methods and budgets.
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "cli/common.h"
+#include "cli/eval_common.h"
 #include "cli/options.h"
 #include "cli/probe_template.h"
 #include "eval/niah.h"
@@ -99,133 +98,9 @@ struct NiahArguments {
     NiahSettings settings;
 };
 
-std::vector<std::string> split(const std::vector<std::string>& lists, char separator) {
-    std::vector<std::string> items;
-    for (const std::string& list : lists) {
-        std::size_t start = 0;
-        while (start <= list.size()) {
-            const std::size_t comma = std::min(list.find(separator, start), list.size());
-            if (comma > start) items.push_back(list.substr(start, comma - start));
-            start = comma + 1;
-        }
-    }
-    return items;
-}
-
-template <class T>
-Result<T> number(std::string_view text, std::string_view option) {
-    T value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size()) {
-        return bad_input("--methods: {}={} is no number", option, text);
-    }
-    return value;
-}
-
-// One option of one method, as in "headkv-r2:kernel=13".
-Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
-    const std::size_t equals = option.find('=');
-    const std::string_view name = option.substr(0, equals);
-    const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 6> integers = {
-        {{"window", &arguments.window},
-         {"protect", &arguments.protect},
-         {"observe", &arguments.observe},
-         {"kernel", &arguments.kernel},
-         {"sinks", &arguments.sinks},
-         {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 3> reals = {
-        {{"beta", &arguments.beta},
-         {"pyramid-beta", &arguments.pyramid_beta},
-         {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 3> names = {
-        {{"pool", &arguments.pool},
-         {"group-reduce", &arguments.group_reduce},
-         {"normalize", &arguments.normalize}}};
-    for (const auto& [known, target] : integers) {
-        if (known != name) continue;
-        const auto value = number<std::int64_t>(text, name);
-        if (!value) return tl::unexpected(value.error());
-        *target = *value;
-        return {};
-    }
-    for (const auto& [known, target] : reals) {
-        if (known != name) continue;
-        const auto value = number<double>(text, name);
-        if (!value) return tl::unexpected(value.error());
-        *target = *value;
-        return {};
-    }
-    for (const auto& [known, target] : names) {
-        if (known != name) continue;
-        *target = text;
-        return {};
-    }
-    return bad_input(
-        "--methods: option {} is unknown; known are window, protect, observe, kernel, sinks, "
-        "reserve, beta, "
-        "pyramid-beta, floor, normalize, pool, group-reduce",
-        name);
-}
-
-// Every method at every budget; full is always there and needs no budget.
-Result<std::vector<NiahConfig>> configurations(const NiahArguments& arguments,
-                                               const ModelInfo& info) {
-    if (!arguments.method.bytes.empty() || !arguments.method.keep.empty()) {
-        return bad_input("eval niah compares budgets in rows: give --rows, such as --rows 64,128");
-    }
-    std::vector<std::string> budgets = split(arguments.method.rows, ',');
-    if (budgets.empty()) budgets = {"128"};
-    std::vector<NiahConfig> configs;
-    for (const std::string& written : split(arguments.methods, ',')) {
-        const std::vector<std::string> parts = split({written}, ':');
-        if (parts.empty() || parts[0] == "full") continue;
-        MethodArguments one = arguments.method;
-        for (std::size_t i = 1; i < parts.size(); ++i) {
-            if (auto applied = apply_option(one, parts[i]); !applied) {
-                return tl::unexpected(applied.error());
-            }
-        }
-        for (const std::string& rows : budgets) {
-            one.rows = {rows};
-            auto config = method_config(one, parts[0], info);
-            if (!config) return tl::unexpected(config.error());
-            const double value = config->budget.value;
-            configs.push_back({std::move(*config), written, value});
-        }
-    }
-    return configs;
-}
-
-nlohmann::json describe(const MethodConfig& config) {
-    const MethodOptions& o = config.options;
-    nlohmann::json json = {{"method", config.method},
-                           {"rows", config.budget.value},
-                           {"window", o.window},
-                           {"protect", o.protect},
-                           {"observe", o.observe},
-                           {"kernel", o.kernel},
-                           {"pool", o.pool == Pool::max ? "max" : "avg"},
-                           {"beta", importance_beta(o, config.budget.value)},
-                           {"pyramid_beta", o.pyramid_beta},
-                           {"floor", o.floor},
-                           {"normalize", o.normalize},
-                           {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
-                           {"sinks", o.sinks},
-                           {"reserve", o.reserve}};
-    if (config.scores) {
-        std::string text;
-        for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);
-        json["scores"] = {{"kind", config.scores->kind},
-                          {"probes_passed", config.scores->probes_passed},
-                          {"hash", fmt::format("{:016x}", hash_text(text))}};
-    }
-    return json;
-}
-
-nlohmann::json describe(const NiahArguments& arguments, const ModelInfo& info,
-                        const Haystack& haystack, std::span<const Needle> needles,
-                        std::span<const NiahConfig> configs) {
+nlohmann::json identity_of(const NiahArguments& arguments, const ModelInfo& info,
+                           const Haystack& haystack, std::span<const Needle> needles,
+                           std::span<const NiahConfig> configs) {
     const NiahSettings& s = arguments.settings;
     std::string all;
     for (const Needle& needle : needles) {
@@ -242,10 +117,6 @@ nlohmann::json describe(const NiahArguments& arguments, const ModelInfo& info,
             {"seed", s.seed},
             {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
             {"methods", std::move(methods)}};
-}
-
-nlohmann::json interval(const Estimate& estimate) {
-    return nlohmann::json::array({estimate.low, estimate.high});
 }
 
 nlohmann::json to_json(const NiahRow& row) {
@@ -360,8 +231,10 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     arguments.settings.chat = *chat;
-    auto configs = configurations(arguments, info);
-    if (!configs) return tl::unexpected(configs.error());
+    const auto chosen = configurations(arguments.method, arguments.methods, info);
+    if (!chosen) return tl::unexpected(chosen.error());
+    std::vector<NiahConfig> configs;
+    for (const ConfigUnderTest& one : *chosen) configs.push_back({one.method, one.name, one.rows});
     auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
@@ -374,10 +247,10 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     };
     const NiahRunner runner = [&](const ProbeSpec& spec) {
         return run_niah_probe(**engine, *haystack,
-                              (*needles)[static_cast<std::size_t>(spec.needle)], spec, *configs,
+                              (*needles)[static_cast<std::size_t>(spec.needle)], spec, configs,
                               arguments.settings, stop);
     };
-    const nlohmann::json identity = describe(arguments, info, *haystack, *needles, *configs);
+    const nlohmann::json identity = identity_of(arguments, info, *haystack, *needles, configs);
     const auto log = std::filesystem::path(arguments.out) / "answers.jsonl";
     auto run = run_niah(*probes, runner, log, identity, draw);
     bar.clear();
@@ -437,10 +310,11 @@ void register_niah(CLI::App& eval, Status& status) {
 }  // namespace
 
 void register_eval(CLI::App& app, Status& status) {
-    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, niah");
+    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, niah, generate, babilong");
     eval.require_subcommand(1);
     register_perplexity(eval, status);
     register_niah(eval, status);
+    register_eval_task(eval, status);
 }
 
 }  // namespace headkv::cli

@@ -1,0 +1,45 @@
+// One prompt, many configurations: a single prefill fills the full cache and every compressed one,
+// and their answers decode as sequences of one batch.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "headkv/engine.h"
+#include "headkv/method.h"
+
+namespace headkv {
+
+struct Asked {
+    std::vector<Token> prompt;
+    // Tokens from here on are read after compression, so that no method sees the question when it
+    // chooses; prompt.size(): all of it is compressed. 1 .. prompt.size().
+    std::size_t compressed = 0;
+    std::vector<Token> reference;  // right answer, not empty
+    std::int64_t max_tokens = 32;  // of a greedy answer
+    bool first_line = false;       // the answer ends with its first line
+};
+
+struct Answered {
+    std::string text;                     // greedy
+    std::vector<double> log_probability;  // [reference], each given those before it
+    std::int64_t kv_bytes = 0;            // of the rows kept of the compressed part
+    std::int64_t kv_bytes_full = 0;
+    double rows_kept = 0;  // mean a head
+};
+
+// Answers of full first, then of `configs` in their order. Without a question outside, the first
+// token's distribution is the prefill's: no compressed row has been read for it. No sequence is
+// left behind. Errors: those of prefill and decode.
+Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
+                                              std::span<const MethodConfig> configs,
+                                              const Progress& progress = {});
+
+// An answer as the model would write it after the prompt. A raw prompt ends with "Answer:", so the
+// answer begins with a blank, unless the vocabulary puts one there by itself.
+std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view answer, bool chat);
+
+}  // namespace headkv

@@ -1,0 +1,139 @@
+// Evaluation on examples with a context, a question and right answers: the user's own file, or a
+// benchmark's. A task is a function that loads its examples; everything else is shared.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "calibrate/run_log.h"
+#include "eval/answering.h"
+#include "eval/metrics.h"
+#include "eval/statistics.h"
+#include "headkv/chat.h"
+#include "headkv/engine.h"
+#include "headkv/method.h"
+
+namespace headkv {
+
+struct TaskExample {
+    std::string id;                    // unique in its task
+    std::string group;                 // a line of the report: a dataset, a length; may be empty
+    std::string context;               // may be empty
+    std::string question;              // may be empty where the context asks
+    std::vector<std::string> answers;  // at least one; the first is the reference
+    std::vector<std::string> labels;   // for Metric::labels
+};
+
+// A line of a data file that could not be used.
+struct SkippedLine {
+    std::string file;
+    std::int64_t line = 0;  // from 1
+    std::string reason;
+};
+
+struct TaskData {
+    std::vector<TaskExample> examples;
+    std::vector<SkippedLine> skipped;
+};
+
+// JSON lines of {"context", "question", "answers": [...], "id"}: context and id (the line's number)
+// may be left out, one answer may stand as "answer". Errors (bad_input): unreadable, or not one
+// usable line (names the first reason).
+Result<TaskData> load_examples(const std::filesystem::path& file);
+
+// BABILong (2406.10149) from FOLDER/{0k,1k,...}.jsonl and FOLDER/tasks.json: tasks such as "qa1" at
+// lengths such as "4k". Errors (bad_input): a file is missing (says which), a task is not in it.
+Result<TaskData> load_babilong(const std::filesystem::path& folder,
+                               std::span<const std::string> tasks,
+                               std::span<const std::string> lengths);
+
+struct TaskSettings {
+    Metric metric = Metric::f1;
+    std::int64_t max_tokens = 64;
+    bool first_line = false;
+    bool query_aware = true;  // false: the context is compressed before the question is read
+    std::int64_t limit = 0;   // most examples, 0: all
+    std::uint64_t seed = 1;   // of the order and of the intervals
+    std::optional<ChatTemplate> chat;
+};
+
+struct TaskConfig {
+    MethodConfig method;
+    std::string name;  // the method, with its own options where it has some
+    double rows = 0;   // as asked for
+};
+
+// What one configuration made of one example.
+struct TaskAnswer {
+    std::string method;
+    double rows = 0;  // 0 for full
+    std::string text;
+    double score = 0;
+    double log_probability = 0;  // per token of the reference, teacher-forced
+    std::int64_t kv_bytes = 0, kv_bytes_full = 0;
+    double rows_kept = 0;
+};
+
+struct TaskResult {
+    std::string id, group;
+    std::int64_t prompt_tokens = 0;
+    std::int64_t cut_tokens = 0;  // taken out of the middle of a prompt beyond the context
+    double seconds = 0;
+    std::string skipped;              // why there are no answers; empty otherwise
+    std::vector<TaskAnswer> answers;  // full first, then the configurations in their order
+};
+
+nlohmann::json to_json(const TaskResult& result);
+// Nothing if the entry is not of this form (the example is then run again).
+std::optional<TaskResult> task_result_from_json(const nlohmann::json& json);
+
+// The examples in the order of a run: shuffled by the seed, so that a run that stops early is
+// balanced, and cut to the limit.
+std::vector<TaskExample> chosen_examples(std::vector<TaskExample> examples,
+                                         const TaskSettings& settings);
+
+// The prompt, where its question begins (see Asked), and the reference. A prompt beyond the context
+// loses its middle, as LongBench prescribes (2308.14508); `cut` says how many tokens.
+// Error (bad_input): nothing to compress before the question with query_aware off.
+Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
+                  std::int64_t& cut);
+
+// An example that cannot be asked gives a result that says why. Errors: those of the engine.
+Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
+                               std::span<const TaskConfig> configs, const TaskSettings& settings,
+                               const Progress& progress = {});
+
+// A method at a budget over all examples of a group ("" is all of them).
+struct TaskRow {
+    std::string group, method;
+    double rows = 0;
+    std::int64_t n = 0, cut = 0;  // examples; those with a prompt beyond the context
+    Estimate score, dscore;       // mean; minus full's, paired
+    double share_of_full = 0;     // score / full's
+    Estimate dlog_probability;    // per token of the reference, minus full's
+    double kv_bytes = 0, kv_bytes_full = 0, rows_kept = 0;  // means
+};
+// Skipped examples count nowhere. Groups in alphabetical order behind the line over all; one group
+// alone gets no line of its own.
+std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_t seed);
+
+struct TaskRun {
+    std::vector<TaskResult> results;
+    RunLog::Start start = RunLog::Start::fresh;
+    std::int64_t resumed = 0;
+};
+// Runs what `log_file` (answers.jsonl) does not hold yet. Error (interrupted): says how to go on.
+Result<TaskRun> run_task(
+    std::span<const TaskExample> examples,
+    const std::function<Result<TaskResult>(const TaskExample&)>& runner,
+    const std::filesystem::path& log_file, const nlohmann::json& identity,
+    const std::function<bool(std::int64_t done, std::int64_t total)>& progress);
+
+}  // namespace headkv

@@ -1,0 +1,98 @@
+// One example of a task on the real engine.
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "eval/task.h"
+#include "headkv/session.h"
+
+namespace headkv {
+
+Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
+                  std::int64_t& cut) {
+    auto prompt = question_prompt(model, example.context, example.question, settings.chat);
+    if (!prompt) return tl::unexpected(prompt.error());
+    Asked asked;
+    asked.reference =
+        answer_tokens(model.tokenizer(), example.answers[0], settings.chat.has_value());
+    if (asked.reference.empty()) return bad_input("{}: its answer has no tokens", example.id);
+    asked.max_tokens = settings.max_tokens;
+    asked.first_line = settings.first_line;
+
+    std::size_t behind = 0;  // tokens from the question on
+    if (!settings.query_aware) {
+        // Where the prompt parts from that of another question: whatever the template does, what
+        // stands before is the same for all.
+        const bool digit = !example.question.empty() && example.question[0] == '0';
+        const auto other =
+            question_prompt(model, example.context, digit ? "Why" : "0", settings.chat);
+        if (!other) return tl::unexpected(other.error());
+        const auto [mine, theirs] =
+            std::mismatch(prompt->begin(), prompt->end(), other->begin(), other->end());
+        if (example.context.empty() || mine == prompt->begin() || mine == prompt->end()) {
+            return bad_input("{}: has nothing before its question to compress without it",
+                             example.id);
+        }
+        behind = static_cast<std::size_t>(prompt->end() - mine);
+    }
+    const std::int64_t context = model.info().context;
+    const auto length = static_cast<std::int64_t>(prompt->size());
+    const auto answer =
+        std::max(settings.max_tokens, static_cast<std::int64_t>(asked.reference.size()));
+    cut = 0;
+    if (context > 0 && length + answer > context) {
+        const auto limit = std::max<std::int64_t>(context - answer, context / 2);
+        if (static_cast<std::int64_t>(behind) >= limit / 2) {
+            return bad_input("{}: its question of {} tokens does not fit the context of {}",
+                             example.id, behind, context);
+        }
+        *prompt = truncate_middle(*prompt, limit);
+        cut = length - limit;
+    }
+    asked.compressed = prompt->size() - behind;
+    asked.prompt = std::move(*prompt);
+    return asked;
+}
+
+Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
+                               std::span<const TaskConfig> configs, const TaskSettings& settings,
+                               const Progress& progress) {
+    const auto start = std::chrono::steady_clock::now();
+    TaskResult result;
+    result.id = example.id;
+    result.group = example.group;
+    const auto asked = ask(engine.model(), example, settings, result.cut_tokens);
+    if (!asked) {
+        result.skipped = asked.error().message;
+        return result;
+    }
+    result.prompt_tokens = static_cast<std::int64_t>(asked->prompt.size());
+    std::vector<MethodConfig> methods;
+    methods.reserve(configs.size());
+    for (const TaskConfig& config : configs) methods.push_back(config.method);
+    auto answered = answer_with_all(engine, *asked, methods, progress);
+    if (!answered) return tl::unexpected(answered.error());
+    for (std::size_t i = 0; i < answered->size(); ++i) {
+        Answered& one = (*answered)[i];
+        TaskAnswer answer;
+        answer.method = i == 0 ? "full" : configs[i - 1].name;
+        answer.rows = i == 0 ? 0 : configs[i - 1].rows;
+        answer.score =
+            settings.metric == Metric::labels
+                ? label_score(one.text, example.question, example.answers[0], example.labels)
+                : score_answer(settings.metric, one.text, example.answers);
+        const auto& each = one.log_probability;
+        answer.log_probability =
+            std::accumulate(each.begin(), each.end(), 0.0) / static_cast<double>(each.size());
+        answer.kv_bytes = one.kv_bytes;
+        answer.kv_bytes_full = one.kv_bytes_full;
+        answer.rows_kept = one.rows_kept;
+        answer.text = std::move(one.text);
+        result.answers.push_back(std::move(answer));
+    }
+    result.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return result;
+}
+
+}  // namespace headkv

@@ -1,0 +1,82 @@
+// headkv eval generate on a tiny random model: results on disk, going on, and what is refused.
+#include <nlohmann/json.hpp>
+
+#include "cli/program.h"
+
+namespace headkv::test {
+namespace {
+
+class Evaluation : public Program {
+protected:
+    void SetUp() override {
+        Program::SetUp();
+        std::string lines;
+        for (const char digit : {'0', '1', '2', '3'}) {
+            std::string line =
+                R"({"context":"The fox hid the key under stone # and went home over the hill.",)"
+                R"("question":"Where?","answers":["stone"]})";
+            std::replace(line.begin(), line.end(), '#', digit);
+            lines += line;
+            lines += '\n';
+        }
+        lines += "{torn\n";
+        write_file(folder / "data.jsonl", lines);
+    }
+    Ran generate(const std::vector<std::string>& more) {
+        std::vector<std::string> command = {"eval",
+                                            "generate",
+                                            "-m",
+                                            path("tiny.gguf"),
+                                            "--data",
+                                            path("data.jsonl"),
+                                            "--raw",
+                                            "-o",
+                                            path("results"),
+                                            "--methods",
+                                            "snapkv",
+                                            "-n",
+                                            "3"};
+        command.insert(command.end(), more.begin(), more.end());
+        return call(command);
+    }
+};
+
+TEST_F(Evaluation, WritesResultsAndGoesOn) {
+    const Ran first = generate({"--rows", "20,40", "--limit", "2"});
+    EXPECT_EQ(first.code, 0) << first.err;
+    EXPECT_NE(first.err.find("line 5 is left out"), std::string::npos);
+    EXPECT_NE(first.out.find("2 examples (1 left out)"), std::string::npos);
+    const Ran second = generate({"--rows", "20,40", "--json", "-"});
+    EXPECT_EQ(second.code, 0) << second.err;
+    const auto json = nlohmann::json::parse(second.out);
+    ASSERT_EQ(json.at("results").size(), 3U);  // full and two budgets; one group alone has no line
+    EXPECT_EQ(json["results"][0].at("method"), "full");
+    EXPECT_EQ(json["results"][2].at("rows"), 40);
+    EXPECT_EQ(json["results"][2].at("n"), 4);
+    EXPECT_EQ(json["skipped"].size(), 1U);
+    EXPECT_EQ(json, nlohmann::json::parse(read_file(folder / "results/results.json")));
+    // five lines: the settings, and each example once although two runs wrote them
+    const std::string log = read_file(folder / "results/answers.jsonl");
+    EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 5);
+    const Ran anew = generate({"--rows", "20", "--query-aware", "no"});
+    EXPECT_EQ(anew.code, 0) << anew.err;
+    EXPECT_NE(anew.err.find("begun anew"), std::string::npos);
+    EXPECT_NE(anew.out.find("compressed before the question"), std::string::npos);
+}
+
+TEST_F(Evaluation, RefusesWhatItCannotUse) {
+    expect_refused(generate({"--metric", "bleu"}), "rouge-l");
+    expect_refused(generate({"--metric", "labels"}), "babilong");
+    expect_refused(generate({"--query-aware", "maybe"}), "--query-aware");
+    expect_refused(generate({"--rows", "3"}), "16");
+    expect_refused(generate({"--kv-bytes", "100K"}), "--rows");
+    expect_refused(call({"eval", "babilong", "-m", path("tiny.gguf"), "--data", path("nowhere"),
+                         "-o", path("results")}),
+                   "tasks.json");
+    write_file(folder / "data.jsonl", "{}\n");
+    expect_refused(generate({}), "line 1");
+    EXPECT_FALSE(std::filesystem::exists(folder / "results/results.json"));
+}
+
+}  // namespace
+}  // namespace headkv::test
