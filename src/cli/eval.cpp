@@ -8,6 +8,7 @@
 #include "cli/eval_common.h"
 #include "cli/options.h"
 #include "cli/probe_template.h"
+#include "eval/divergence.h"
 #include "eval/niah.h"
 #include "eval/perplexity.h"
 
@@ -84,6 +85,134 @@ void register_perplexity(CLI::App& eval, Status& status) {
         ->type_name("FILE");
     command.callback([arguments, &status] {
         if (auto done = run_perplexity(*arguments); !done) status.code = report(done.error());
+    });
+}
+
+// --- kld
+
+struct DivergenceArguments {
+    ModelArguments model;
+    MethodArguments method;
+    std::vector<std::string> methods = {"snapkv", "headkv-r2"};
+    std::string text, json;
+    DivergenceSettings settings;
+};
+
+nlohmann::json to_json(const DivergenceRow& row) {
+    return {{"task", "kld"},
+            {"method", row.method},
+            {"rows", row.rows},
+            {"n", row.tokens},
+            {"divergence", row.divergence.value},
+            {"divergence_interval", interval(row.divergence)},
+            {"divergence_95", row.divergence_95},
+            {"same_best", row.same_best.value},
+            {"same_best_interval", interval(row.same_best)},
+            {"perplexity", row.perplexity},
+            {"dlogprob", row.dlog_probability.value},
+            {"dlogprob_interval", interval(row.dlog_probability)},
+            {"kv_bytes", row.kv_bytes},
+            {"kv_bytes_full", row.kv_bytes_full}};
+}
+
+std::string table(std::span<const DivergenceRow> rows) {
+    std::size_t width = 14;
+    for (const DivergenceRow& row : rows) width = std::max(width, row.method.size());
+    std::string text = fmt::format("{:<{}} {:>6} {:>24} {:>10} {:>9} {:>10} {:>23} {:>9} {:>6}\n",
+                                   "method", width, "rows", "KL, nats/token (95 %)", "95 % below",
+                                   "same best", "perplexity", "dlogp/token (95 %)", "KV", "share");
+    for (const DivergenceRow& row : rows) {
+        text += fmt::format(
+            "{:<{}} {:>6} {:>24} {:>10.4f} {:>8.1f}% {:>10.3f} {:>23} {:>9} {:>5.1f}%\n",
+            row.method, width, row.rows > 0 ? fmt::format("{:g}", row.rows) : "all",
+            fmt::format("{:.4f} ({:.4f}..{:.4f})", row.divergence.value, row.divergence.low,
+                        row.divergence.high),
+            row.divergence_95, 100 * row.same_best.value, row.perplexity,
+            fmt::format("{:+.3f} ({:+.3f}..{:+.3f})", row.dlog_probability.value,
+                        row.dlog_probability.low, row.dlog_probability.high),
+            human_bytes(static_cast<double>(row.kv_bytes)),
+            100 * static_cast<double>(row.kv_bytes) / static_cast<double>(row.kv_bytes_full));
+    }
+    return text;
+}
+
+Result<void> run_divergence_command(const DivergenceArguments& arguments) {
+    if (auto writable = check_output(arguments.json); !writable) return writable;
+    auto text = read_document(arguments.text);
+    if (!text) return tl::unexpected(text.error());
+    auto model = load_model(arguments.model);
+    if (!model) return tl::unexpected(model.error());
+    const ModelInfo& info = (*model)->info();
+    const auto chosen = configurations(arguments.method, arguments.methods, info);
+    if (!chosen) return tl::unexpected(chosen.error());
+    std::vector<DivergenceConfig> configs;
+    for (const ConfigUnderTest& one : *chosen) configs.push_back({one.method, one.name, one.rows});
+    auto engine = Engine::create(*model, arguments.model.engine);
+    if (!engine) return tl::unexpected(engine.error());
+    const auto tokens = (*model)->tokenizer().encode(*text);
+
+    catch_interrupts();
+    ProgressBar bar("kld");
+    const Stopwatch watch;
+    const auto rows = run_divergence(
+        **engine, tokens, configs, arguments.settings, [&](std::int64_t done, std::int64_t total) {
+            bar.update(static_cast<double>(done), static_cast<double>(total));
+            return !interrupted();
+        });
+    bar.clear();
+    if (!rows) return tl::unexpected(rows.error());
+    if (arguments.json != "-") {
+        auto shown = print(fmt::format(
+            "{}: {} predictions, each behind a prefix of {} tokens that was compressed, {}\n{}",
+            model_title(info), rows->front().tokens, arguments.settings.prefix,
+            human_ms(watch.ms()), table(*rows)));
+        if (!shown) return shown;
+    }
+    if (arguments.json.empty()) return {};
+    nlohmann::json lines = nlohmann::json::array();
+    for (const DivergenceRow& row : *rows) lines.push_back(to_json(row));
+    nlohmann::json methods = nlohmann::json::array();
+    for (const DivergenceConfig& config : configs) methods.push_back(describe(config.method));
+    const nlohmann::json json = {{"format", "headkv-eval/1"},
+                                 {"model", model_title(info)},
+                                 {"fingerprint", info.fingerprint},
+                                 {"prefix", arguments.settings.prefix},
+                                 {"tokens", arguments.settings.tokens},
+                                 {"seed", arguments.settings.seed},
+                                 {"version", version()},
+                                 {"methods", std::move(methods)},
+                                 {"results", std::move(lines)}};
+    return write_output(arguments.json, json.dump(2) + "\n");
+}
+
+void register_divergence(CLI::App& eval, Status& status) {
+    auto arguments = std::make_shared<DivergenceArguments>();
+    CLI::App& command = *eval.add_subcommand(
+        "kld", "how far methods move the next-token distribution from the full cache's");
+    add_model_options(command, arguments->model);
+    command.add_option("--text", arguments->text, "text file (UTF-8; - is stdin)")
+        ->required()
+        ->type_name("FILE");
+    command
+        .add_option("--methods", arguments->methods,
+                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
+        ->delimiter(',')
+        ->type_name("NAMES");
+    add_method_options(command, arguments->method, false);
+    command.add_option("--prefix", arguments->settings.prefix, "tokens read and compressed")
+        ->capture_default_str();
+    command.add_option("--tokens", arguments->settings.tokens, "tokens predicted behind them")
+        ->capture_default_str();
+    command.add_option("--chunks", arguments->settings.chunks, "most chunks, 0: the whole text")
+        ->check(CLI::NonNegativeNumber);
+    command.add_option("--seed", arguments->settings.seed, "of the intervals")
+        ->capture_default_str();
+    command.add_option("--json", arguments->json, "result as JSON to a file, or - for stdout")
+        ->type_name("FILE");
+    command.callback([arguments, &status] {
+        if (auto done = run_divergence_command(*arguments); !done) {
+            status.code = report(done.error());
+        }
     });
 }
 
@@ -310,9 +439,10 @@ void register_niah(CLI::App& eval, Status& status) {
 }  // namespace
 
 void register_eval(CLI::App& app, Status& status) {
-    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, niah, generate, babilong");
+    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, kld, niah, generate, babilong");
     eval.require_subcommand(1);
     register_perplexity(eval, status);
+    register_divergence(eval, status);
     register_niah(eval, status);
     register_eval_task(eval, status);
 }

@@ -5,27 +5,11 @@
 #include <utility>
 
 #include "calibrate/probe.h"
+#include "eval/sequences.h"
 #include "headkv/sampler.h"
 
 namespace headkv {
 namespace {
-
-// Sequences of one prompt; freed whatever happens.
-class Sequences {
-public:
-    Sequences(Engine& engine, std::vector<SequenceId> ids)
-        : engine_(engine), ids_(std::move(ids)) {}
-    ~Sequences() {
-        for (const SequenceId id : ids_) engine_.release(id);
-    }
-    Sequences(const Sequences&) = delete;
-    Sequences& operator=(const Sequences&) = delete;
-    const std::vector<SequenceId>& ids() const { return ids_; }
-
-private:
-    Engine& engine_;
-    std::vector<SequenceId> ids_;
-};
 
 // Log-probabilities of the reference, read from a copy of the sequence in one call.
 Result<std::vector<double>> score_reference(Engine& engine, SequenceId sequence,

@@ -78,5 +78,26 @@ TEST_F(Evaluation, RefusesWhatItCannotUse) {
     EXPECT_FALSE(std::filesystem::exists(folder / "results/results.json"));
 }
 
+TEST_F(Evaluation, DivergenceOfAText) {
+    std::string text;
+    for (int i = 0; i < 40; ++i) text += "The fox went over the hill and came back. ";
+    write_file(folder / "text.txt", text);
+    const auto kld = [&](const char* prefix, const char* tokens, const char* rows) {
+        return call({"eval", "kld", "-m", model(), "--text", path("text.txt"), "--prefix", prefix,
+                     "--tokens", tokens, "--methods", "snapkv", "--rows", rows, "--chunks", "2",
+                     "--json", path("kld.json")});
+    };
+    const Ran ran = kld("60", "20", "20");
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    EXPECT_NE(ran.out.find("same best"), std::string::npos);
+    const auto json = nlohmann::json::parse(read_file(folder / "kld.json"));
+    ASSERT_EQ(json.at("results").size(), 2U);
+    EXPECT_EQ(json["results"][0].at("divergence"), 0);
+    EXPECT_EQ(json["results"][1].at("n"), 38);
+    expect_refused(kld("100000", "20", "20"), "context");
+    expect_refused(kld("60", "1", "20"), "at least 2");
+    expect_refused(kld("60", "20", "2"), "window");
+}
+
 }  // namespace
 }  // namespace headkv::test
