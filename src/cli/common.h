@@ -107,6 +107,7 @@ void register_calibrate(CLI::App& app, Status& status);
 void register_eval(CLI::App& app, Status& status);
 void register_tokenize(CLI::App& app, Status& status);
 void register_bench(CLI::App& app, Status& status);
+void register_make_model(CLI::App& app, Status& status);
 void register_completion(CLI::App& app, Status& status);
 
 }  // namespace headkv::cli
