@@ -193,12 +193,7 @@ void register_divergence(CLI::App& eval, Status& status) {
     command.add_option("--text", arguments->text, "text file (UTF-8; - is stdin)")
         ->required()
         ->type_name("FILE");
-    command
-        .add_option("--methods", arguments->methods,
-                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
-        ->delimiter(',')
-        ->type_name("NAMES");
-    add_method_options(command, arguments->method, false);
+    add_comparison_options(command, arguments->methods, arguments->method);
     command.add_option("--prefix", arguments->settings.prefix, "tokens read and compressed")
         ->capture_default_str();
     command.add_option("--tokens", arguments->settings.tokens, "tokens predicted behind them")
@@ -307,9 +302,9 @@ Result<std::vector<ProbeSpec>> chosen_probes(const NiahArguments& arguments, std
 
 Result<void> write_niah(const NiahArguments& arguments, const ModelInfo& info,
                         const nlohmann::json& flags, const NiahRun& run) {
-    const std::vector<NiahRow> rows = summarize(run.probes, arguments.settings.seed);
+    const std::vector<NiahRow> rows = summarize(run.results, arguments.settings.seed);
     double seconds = 0;
-    for (const NiahProbe& probe : run.probes) seconds += probe.seconds;
+    for (const NiahProbe& probe : run.results) seconds += probe.seconds;
     nlohmann::json lines = nlohmann::json::array();
     for (const NiahRow& row : rows) {
         nlohmann::json line = to_json(row);
@@ -330,7 +325,7 @@ Result<void> write_niah(const NiahArguments& arguments, const ModelInfo& info,
     if (auto written = write_output(file.string(), text); !written) return written;
     if (arguments.json != "-") {
         auto shown = print(fmt::format("{}: {} probes, {}\n{}", model_title(info),
-                                       run.probes.size(), human_ms(seconds * 1000), table(rows)));
+                                       run.results.size(), human_ms(seconds * 1000), table(rows)));
         if (!shown) return shown;
     }
     return arguments.json.empty() ? Result<void>() : write_output(arguments.json, text);
@@ -396,12 +391,7 @@ void register_niah(CLI::App& eval, Status& status) {
     CLI::App& command =
         *eval.add_subcommand("niah", "needles in a long text: which methods still find them");
     add_model_options(command, arguments->model);
-    command
-        .add_option("--methods", arguments->methods,
-                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
-        ->delimiter(',')
-        ->type_name("NAMES");
-    add_method_options(command, arguments->method, false);
+    add_comparison_options(command, arguments->methods, arguments->method);
     command.add_option("-o,--output", arguments->out, "folder of answers.jsonl and results.json")
         ->required()
         ->type_name("FOLDER");

@@ -85,6 +85,16 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
 
 }  // namespace
 
+void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
+                            MethodArguments& method) {
+    command
+        .add_option("--methods", methods,
+                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
+        ->delimiter(',')
+        ->type_name("NAMES");
+    add_method_options(command, method, false);
+}
+
 Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& method,
                                                     const std::vector<std::string>& methods,
                                                     const ModelInfo& info) {

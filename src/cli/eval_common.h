@@ -22,6 +22,10 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
                                                     const std::vector<std::string>& methods,
                                                     const ModelInfo& info);
 
+// --methods and the options of methods.
+void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
+                            MethodArguments& method);
+
 // All that may change a method's answers, for the identity of a run.
 nlohmann::json describe(const MethodConfig& config);
 nlohmann::json interval(const Estimate& estimate);  // [low, high]

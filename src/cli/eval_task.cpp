@@ -208,12 +208,7 @@ Result<void> run_task_command(TaskArguments& arguments,
 CLI::App& add_task(CLI::App& eval, TaskArguments& arguments, const std::string& about) {
     CLI::App& command = *eval.add_subcommand(arguments.task, about);
     add_model_options(command, arguments.model);
-    command
-        .add_option("--methods", arguments.methods,
-                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
-        ->delimiter(',')
-        ->type_name("NAMES");
-    add_method_options(command, arguments.method, false);
+    add_comparison_options(command, arguments.methods, arguments.method);
     command.add_option("-o,--output", arguments.out, "folder of answers.jsonl and results.json")
         ->required()
         ->type_name("FOLDER");

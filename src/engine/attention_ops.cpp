@@ -101,48 +101,69 @@ void PackedLayerRows::pack(const LayerRows& rows, std::int64_t head, std::int64_
 
 namespace {
 
+// Tokens of a unit of prefill attention: as many as a tile has queries for.
+std::int64_t tokens_of_block(const AttentionShape& shape) {
+    return std::max<std::int64_t>(1, kernels::kMostQueries / shape.heads.group());
+}
+
+// Takes units, a block of tokens and a KV head each, until there are none: gathers the block's
+// queries into `queries` [block * group][dim_k], then calls begin(count), attend(head, query, some,
+// visible) for every kMostQueries queries from `query` on (more than one call where a group has
+// more heads than that), and end(head, first, count). visible[i]: rows that query + i sees.
+template <class Begin, class Attend, class End>
+void each_block(PrefillAttention& plan, ggml_tensor* q, float* queries, const Begin& begin,
+                const Attend& attend, const End& end) {
+    const auto& shape = plan.shape;
+    const auto group = shape.heads.group();
+    const auto block = tokens_of_block(shape);
+    const auto tokens = q->ne[2];
+    const auto blocks = (tokens + block - 1) / block;
+    const auto units = blocks * shape.heads.kv_heads;
+    std::vector<std::int64_t> visible(size(block * group));
+    // The last tokens see the most keys: they go first, so that no thread is left with a long unit.
+    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
+        const auto first = (blocks - 1 - unit / shape.heads.kv_heads) * block;
+        const auto head = unit % shape.heads.kv_heads;
+        const auto count = std::min(block, tokens - first);
+        gather_queries(shape, floats(q), first, count, head, queries);
+        for (std::int64_t i = 0; i < count * group; ++i) {
+            visible[size(i)] = plan.position + first + i / group + 1;
+        }
+        begin(count);
+        for (std::int64_t part = 0; part < count * group; part += kernels::kMostQueries) {
+            attend(head, part, std::min(kernels::kMostQueries, count * group - part),
+                   visible.data() + part);
+        }
+        end(head, first, count);
+    }
+}
+
 void compute_prefill(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
     auto& plan = *static_cast<PrefillAttention*>(data);
     const auto& shape = plan.shape;
     const auto& kernel = kernels::best();
     const HeadDims dims{shape.dim_k, shape.dim_v};
     const auto group = shape.heads.group();
-    const auto block = std::max<std::int64_t>(1, kernels::kMostQueries / group);
-    const auto tokens = out->src[0]->ne[2];
-    const auto blocks = (tokens + block - 1) / block;
-    const auto units = blocks * shape.heads.kv_heads;
     const auto stride = kernel.padded_dim(shape.dim_v);
-    const auto most = block * group;
-    const auto needed =
-        most * shape.dim_k + most * 2 + most * stride + kernel.tile_work_floats(dims);
-    float* memory = scratch(size(needed));
-    float* queries = memory;
+    const auto most = tokens_of_block(shape) * group;
+    float* queries =
+        scratch(size(most * (shape.dim_k + 2 + stride) + kernel.tile_work_floats(dims)));
     const SoftmaxState state{queries + most * shape.dim_k, queries + most * (shape.dim_k + 1),
                              queries + most * (shape.dim_k + 2)};
     float* work = state.out + most * stride;
-    std::vector<std::int64_t> visible(size(most));
-
-    // The last tokens see the most keys: they go first, so that no thread is left with a long unit.
-    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
-        const auto first = (blocks - 1 - unit / shape.heads.kv_heads) * block;
-        const auto head = unit % shape.heads.kv_heads;
-        const auto count = std::min(block, tokens - first);
-        gather_queries(shape, floats(out->src[0]), first, count, head, queries);
-        for (std::int64_t i = 0; i < count * group; ++i) {
-            visible[size(i)] = plan.position + first + i / group + 1;
-        }
-        start_state(state, count * group, stride);
-        // More query heads a group than a tile takes: one token in several calls.
-        for (std::int64_t q = 0; q < count * group; q += kernels::kMostQueries) {
-            const auto some = std::min(kernels::kMostQueries, count * group - q);
+    each_block(
+        plan, out->src[0], queries,
+        [&](std::int64_t count) { start_state(state, count * group, stride); },
+        [&](std::int64_t head, std::int64_t q, std::int64_t some, const std::int64_t* visible) {
             const Rows rows{plan.rows.keys.data() + head * plan.rows.tokens * shape.dim_k,
                             plan.rows.values.data() + head * plan.rows.tokens * shape.dim_v,
                             plan.rows.tokens};
-            kernel.attend_tiles(queries + q * shape.dim_k, some, visible.data() + q, rows, dims,
+            kernel.attend_tiles(queries + q * shape.dim_k, some, visible, rows, dims,
                                 {state.max + q, state.sum + q, state.out + q * stride}, work);
-        }
-        write_output(shape, state, stride, first, count, head, floats(out));
-    }
+        },
+        [&](std::int64_t head, std::int64_t first, std::int64_t count) {
+            write_output(shape, state, stride, first, count, head, floats(out));
+        });
 }
 
 // Packs the blocks that have been written to. They are few, and every unit of the attention needs
@@ -162,43 +183,30 @@ void compute_packing(ggml_tensor* out, int /*thread*/, int /*threads*/, void* da
 void compute_prefill_packed(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
     auto& plan = *static_cast<PrefillAttention*>(data);
     const auto& shape = plan.shape;
-    const auto& unit_of = plan.packed->unit();
+    const auto& unit = plan.packed->unit();
     const HeadDims dims{shape.dim_k, shape.dim_v};
-    const auto group = shape.heads.group();
-    const auto block = std::max<std::int64_t>(1, kernels::kMostQueries / group);
-    const auto tokens = out->src[0]->ne[2];
-    const auto blocks = (tokens + block - 1) / block;
-    const auto units = blocks * shape.heads.kv_heads;
-    const auto most = block * group;
+    const auto width = shape.heads.group() * shape.dim_v;
+    const auto most = tokens_of_block(shape) * shape.heads.group();
     constexpr std::int64_t kLine = 16;  // floats of a cache line
-    const auto work_size = (unit_of.attend_work_floats(dims) + kLine - 1) / kLine * kLine;
+    const auto work_size = (unit.attend_work_floats(dims) + kLine - 1) / kLine * kLine;
     float* memory = scratch(size(work_size + kLine + most * (shape.dim_k + shape.dim_v)));
     const auto past = reinterpret_cast<std::uintptr_t>(memory) / sizeof(float) % kLine;
     float* work = memory + (past == 0 ? 0 : kLine - static_cast<std::int64_t>(past));
     float* queries = work + work_size;
     float* answers = queries + most * shape.dim_k;
-    std::vector<std::int64_t> visible(size(most));
-
-    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
-        const auto first = (blocks - 1 - unit / shape.heads.kv_heads) * block;
-        const auto head = unit % shape.heads.kv_heads;
-        const auto count = std::min(block, tokens - first);
-        gather_queries(shape, floats(out->src[0]), first, count, head, queries);
-        for (std::int64_t i = 0; i < count * group; ++i) {
-            visible[size(i)] = plan.position + first + i / group + 1;
-        }
-        for (std::int64_t q = 0; q < count * group; q += kernels::kMostQueries) {
-            unit_of.attend(queries + q * shape.dim_k,
-                           std::min(kernels::kMostQueries, count * group - q), visible.data() + q,
-                           plan.packed->head(head), dims, answers + q * shape.dim_v, work);
-        }
-        const auto width = group * shape.dim_v;
-        for (std::int64_t token = 0; token < count; ++token) {
-            std::copy_n(answers + token * width, width,
-                        floats(out) + (first + token) * shape.heads.query_heads * shape.dim_v +
-                            head * width);
-        }
-    }
+    each_block(
+        plan, out->src[0], queries, [](std::int64_t) {},
+        [&](std::int64_t head, std::int64_t q, std::int64_t some, const std::int64_t* visible) {
+            unit.attend(queries + q * shape.dim_k, some, visible, plan.packed->head(head), dims,
+                        answers + q * shape.dim_v, work);
+        },
+        [&](std::int64_t head, std::int64_t first, std::int64_t count) {
+            for (std::int64_t token = 0; token < count; ++token) {
+                std::copy_n(answers + token * width, width,
+                            floats(out) + (first + token) * shape.heads.query_heads * shape.dim_v +
+                                head * width);
+            }
+        });
 }
 
 void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {

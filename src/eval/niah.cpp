@@ -107,41 +107,11 @@ Result<NiahRun> run_niah(
     std::span<const ProbeSpec> specs, const NiahRunner& runner,
     const std::filesystem::path& log_file, const nlohmann::json& identity,
     const std::function<bool(std::int64_t done, std::int64_t total)>& progress) {
-    auto log = RunLog::open(log_file, identity);
-    if (!log) return tl::unexpected(log.error());
-    std::unordered_map<std::string, NiahProbe> finished;
-    for (const nlohmann::json& entry : log->entries()) {
-        if (auto probe = niah_probe_from_json(entry)) {
-            finished.emplace(niah_probe_id(probe->spec), std::move(*probe));
-        }
-    }
-    NiahRun run;
-    run.start = log->start();
-    const auto total = static_cast<std::int64_t>(specs.size());
-    const auto stopped = [&] {
-        return tl::unexpected(
-            Error{ErrorKind::interrupted,
-                  fmt::format("interrupted after {} of {} probes; the same command goes on from {}",
-                              run.probes.size(), total, log_file.string())});
-    };
-    for (const ProbeSpec& spec : specs) {
-        if (const auto known = finished.find(niah_probe_id(spec)); known != finished.end()) {
-            run.probes.push_back(known->second);
-            ++run.resumed;
-            continue;
-        }
-        if (progress && !progress(static_cast<std::int64_t>(run.probes.size()), total)) {
-            return stopped();
-        }
-        auto probe = runner(spec);
-        if (!probe && probe.error().kind == ErrorKind::interrupted) return stopped();
-        if (!probe) return tl::unexpected(probe.error());
-        if (auto written = log->append(to_json(*probe)); !written) {
-            return tl::unexpected(written.error());
-        }
-        run.probes.push_back(std::move(*probe));
-    }
-    return run;
+    const LogFormat<NiahProbe> format{
+        [](const NiahProbe& probe) { return niah_probe_id(probe.spec); },
+        [](const NiahProbe& probe) { return to_json(probe); }, niah_probe_from_json};
+    return run_logged<NiahProbe, ProbeSpec>(specs, niah_probe_id, runner, format, log_file,
+                                            identity, progress);
 }
 
 }  // namespace headkv

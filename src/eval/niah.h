@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "calibrate/probe.h"
-#include "calibrate/run_log.h"
+#include "eval/logged_run.h"
 #include "eval/statistics.h"
 #include "headkv/engine.h"
 #include "headkv/method.h"
@@ -82,11 +82,7 @@ std::vector<NiahRow> summarize(std::span<const NiahProbe> probes, std::uint64_t 
 
 // Runs what `log_file` (answers.jsonl) does not hold yet.
 using NiahRunner = std::function<Result<NiahProbe>(const ProbeSpec&)>;
-struct NiahRun {
-    std::vector<NiahProbe> probes;
-    RunLog::Start start = RunLog::Start::fresh;
-    std::int64_t resumed = 0;
-};
+using NiahRun = LoggedRun<NiahProbe>;
 Result<NiahRun> run_niah(
     std::span<const ProbeSpec> specs, const NiahRunner& runner,
     const std::filesystem::path& log_file, const nlohmann::json& identity,

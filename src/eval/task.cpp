@@ -7,7 +7,6 @@
 #include <fstream>
 #include <map>
 #include <set>
-#include <unordered_map>
 
 #include "calibrate/random.h"
 
@@ -263,41 +262,12 @@ Result<TaskRun> run_task(
     const std::function<Result<TaskResult>(const TaskExample&)>& runner,
     const std::filesystem::path& log_file, const json& identity,
     const std::function<bool(std::int64_t done, std::int64_t total)>& progress) {
-    auto log = RunLog::open(log_file, identity);
-    if (!log) return tl::unexpected(log.error());
-    std::unordered_map<std::string, TaskResult> finished;
-    for (const json& entry : log->entries()) {
-        if (auto result = task_result_from_json(entry)) {
-            finished.emplace(result->id, std::move(*result));
-        }
-    }
-    TaskRun run;
-    run.start = log->start();
-    const auto total = static_cast<std::int64_t>(examples.size());
-    const auto stopped = [&] {
-        return tl::unexpected(Error{
-            ErrorKind::interrupted,
-            fmt::format("interrupted after {} of {} examples; the same command goes on from {}",
-                        run.results.size(), total, log_file.string())});
-    };
-    for (const TaskExample& example : examples) {
-        if (const auto known = finished.find(example.id); known != finished.end()) {
-            run.results.push_back(known->second);
-            ++run.resumed;
-            continue;
-        }
-        if (progress && !progress(static_cast<std::int64_t>(run.results.size()), total)) {
-            return stopped();
-        }
-        auto result = runner(example);
-        if (!result && result.error().kind == ErrorKind::interrupted) return stopped();
-        if (!result) return tl::unexpected(result.error());
-        if (auto written = log->append(to_json(*result)); !written) {
-            return tl::unexpected(written.error());
-        }
-        run.results.push_back(std::move(*result));
-    }
-    return run;
+    const LogFormat<TaskResult> format{[](const TaskResult& result) { return result.id; },
+                                       [](const TaskResult& result) { return to_json(result); },
+                                       task_result_from_json};
+    return run_logged<TaskResult, TaskExample>(
+        examples, [](const TaskExample& example) { return example.id; }, runner, format, log_file,
+        identity, progress);
 }
 
 }  // namespace headkv

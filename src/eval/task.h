@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "calibrate/run_log.h"
 #include "eval/answering.h"
+#include "eval/logged_run.h"
 #include "eval/metrics.h"
 #include "eval/statistics.h"
 #include "headkv/chat.h"
@@ -124,11 +124,7 @@ struct TaskRow {
 // alone gets no line of its own.
 std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_t seed);
 
-struct TaskRun {
-    std::vector<TaskResult> results;
-    RunLog::Start start = RunLog::Start::fresh;
-    std::int64_t resumed = 0;
-};
+using TaskRun = LoggedRun<TaskResult>;
 // Runs what `log_file` (answers.jsonl) does not hold yet. Error (interrupted): says how to go on.
 Result<TaskRun> run_task(
     std::span<const TaskExample> examples,

@@ -249,28 +249,9 @@ void pack_values(const Half* rows, std::int64_t count, std::int64_t dim, Bf16* t
 // scores [kStep][kPackedRows] = q [kStep][padded] x one block of keys.
 void score_block(const Bf16* q, const Bf16* keys, std::int64_t padded, float* scores) {
     const auto depths = padded / kDepth;
-    const auto q_stride = padded * static_cast<std::int64_t>(sizeof(Bf16));
-    constexpr auto kScoreStride = kPackedRows * static_cast<std::int64_t>(sizeof(float));
     for (std::int64_t group = 0; group < kPackedRows / kTile; group += 2) {
-        Unit::template zero<0>();
-        Unit::template zero<1>();
-        Unit::template zero<2>();
-        Unit::template zero<3>();
-        for (std::int64_t d = 0; d < depths; ++d) {
-            Unit::template load<4>(q + d * kDepth, q_stride);
-            Unit::template load<5>(q + kTile * padded + d * kDepth, q_stride);
-            Unit::template load<6>(keys + (group * depths + d) * kTileElements, 64);
-            Unit::template load<7>(keys + ((group + 1) * depths + d) * kTileElements, 64);
-            Unit::template multiply<0, 4, 6>();
-            Unit::template multiply<1, 4, 7>();
-            Unit::template multiply<2, 5, 6>();
-            Unit::template multiply<3, 5, 7>();
-        }
-        float* to = scores + group * kTile;
-        Unit::template store<0>(to, kScoreStride);
-        Unit::template store<1>(to + kTile, kScoreStride);
-        Unit::template store<2>(to + kTile * kPackedRows, kScoreStride);
-        Unit::template store<3>(to + kTile * kPackedRows + kTile, kScoreStride);
+        multiply_step(keys + group * depths * kTileElements, depths, q, padded,
+                      scores + group * kTile, kPackedRows);
     }
 }
 

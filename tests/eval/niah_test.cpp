@@ -86,7 +86,7 @@ TEST(Niah, GoesOnFromTheAnswersOfAnEarlierRun) {
     EXPECT_EQ(stopped.error().kind, ErrorKind::interrupted);
     const auto rest = run_niah(specs, runner, file, {{"a", 1}}, stop_at(100));
     ASSERT_TRUE(rest);
-    EXPECT_EQ(rest->probes.size(), 6U);
+    EXPECT_EQ(rest->results.size(), 6U);
     EXPECT_EQ(rest->resumed, 2);
     EXPECT_EQ(runs, 6);
     const auto again = run_niah(specs, runner, file, {{"a", 1}}, stop_at(100));
