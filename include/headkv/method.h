@@ -97,10 +97,9 @@ class Method {
 public:
     // `row_bytes`: bytes of one row (K and V) as stored; converts byte budgets. `prompt_tokens`
     // >= 1. Errors (bad_input): unknown method, budget below the rows always kept (window and
-    // protected rows, or sinks), even kernel,
-    // missing scores, scores of another shape or of the kind of another recipe ("r" for
-    // headkv-r2), options out of range. A budget above the prompt is no error: runs_as_full() is
-    // then true.
+    // protected rows, or sinks), even kernel, missing scores, scores of another shape or of the
+    // kind of another recipe ("r" for headkv-r2), options out of range. A budget above the prompt
+    // is no error: runs_as_full() is then true.
     static Result<Method> create(const MethodConfig& config, const HeadShape& shape,
                                  std::int64_t prompt_tokens, std::int64_t row_bytes);
 

@@ -1,8 +1,7 @@
-// headkv eval: perplexity of a text, and the needle test over methods and budgets.
+// headkv eval: perplexity of a text, divergence from the full cache, and the needle test.
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "cli/common.h"
 #include "cli/eval_common.h"
@@ -143,10 +142,8 @@ Result<void> run_divergence_command(const DivergenceArguments& arguments) {
     auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
     const ModelInfo& info = (*model)->info();
-    const auto chosen = configurations(arguments.method, arguments.methods, info);
-    if (!chosen) return tl::unexpected(chosen.error());
-    std::vector<DivergenceConfig> configs;
-    for (const ConfigUnderTest& one : *chosen) configs.push_back({one.method, one.name, one.rows});
+    const auto configs = configurations(arguments.method, arguments.methods, info);
+    if (!configs) return tl::unexpected(configs.error());
     auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
     const auto tokens = (*model)->tokenizer().encode(*text);
@@ -155,7 +152,7 @@ Result<void> run_divergence_command(const DivergenceArguments& arguments) {
     ProgressBar bar("kld");
     const Stopwatch watch;
     const auto rows = run_divergence(
-        **engine, tokens, configs, arguments.settings, [&](std::int64_t done, std::int64_t total) {
+        **engine, tokens, *configs, arguments.settings, [&](std::int64_t done, std::int64_t total) {
             bar.update(static_cast<double>(done), static_cast<double>(total));
             return !interrupted();
         });
@@ -171,8 +168,6 @@ Result<void> run_divergence_command(const DivergenceArguments& arguments) {
     if (arguments.json.empty()) return {};
     nlohmann::json lines = nlohmann::json::array();
     for (const DivergenceRow& row : *rows) lines.push_back(to_json(row));
-    nlohmann::json methods = nlohmann::json::array();
-    for (const DivergenceConfig& config : configs) methods.push_back(describe(config.method));
     const nlohmann::json json = {{"format", "headkv-eval/1"},
                                  {"model", model_title(info)},
                                  {"fingerprint", info.fingerprint},
@@ -180,7 +175,7 @@ Result<void> run_divergence_command(const DivergenceArguments& arguments) {
                                  {"tokens", arguments.settings.tokens},
                                  {"seed", arguments.settings.seed},
                                  {"version", version()},
-                                 {"methods", std::move(methods)},
+                                 {"methods", describe(*configs)},
                                  {"results", std::move(lines)}};
     return write_output(arguments.json, json.dump(2) + "\n");
 }
@@ -224,14 +219,12 @@ struct NiahArguments {
 
 nlohmann::json identity_of(const NiahArguments& arguments, const ModelInfo& info,
                            const Haystack& haystack, std::span<const Needle> needles,
-                           std::span<const NiahConfig> configs) {
+                           std::span<const ConfigUnderTest> configs) {
     const NiahSettings& s = arguments.settings;
     std::string all;
     for (const Needle& needle : needles) {
         all += needle.needle + '\n' + needle.question + '\n' + needle.answer + '\n' + needle.key;
     }
-    nlohmann::json methods = nlohmann::json::array();
-    for (const NiahConfig& config : configs) methods.push_back(describe(config.method));
     return {{"task", "niah"},
             {"fingerprint", info.fingerprint},
             {"haystack", haystack.name()},
@@ -240,7 +233,7 @@ nlohmann::json identity_of(const NiahArguments& arguments, const ModelInfo& info
             {"max_tokens", s.max_tokens},
             {"seed", s.seed},
             {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
-            {"methods", std::move(methods)}};
+            {"methods", describe(configs)}};
 }
 
 nlohmann::json to_json(const NiahRow& row) {
@@ -344,10 +337,7 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     if (!haystack) return tl::unexpected(haystack.error());
     auto probes = chosen_probes(arguments, static_cast<std::int64_t>(needles->size()));
     if (!probes) return tl::unexpected(probes.error());
-    std::error_code error;
-    std::filesystem::create_directories(arguments.out, error);
-    if (error) return bad_input("{}: {}", arguments.out, error.message());
-    if (auto writable = check_output(arguments.json); !writable) return writable;
+    if (auto ready = prepare_output(arguments.out, arguments.json); !ready) return ready;
 
     auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
@@ -355,10 +345,8 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     arguments.settings.chat = *chat;
-    const auto chosen = configurations(arguments.method, arguments.methods, info);
-    if (!chosen) return tl::unexpected(chosen.error());
-    std::vector<NiahConfig> configs;
-    for (const ConfigUnderTest& one : *chosen) configs.push_back({one.method, one.name, one.rows});
+    const auto configs = configurations(arguments.method, arguments.methods, info);
+    if (!configs) return tl::unexpected(configs.error());
     auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
@@ -371,18 +359,15 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     };
     const NiahRunner runner = [&](const ProbeSpec& spec) {
         return run_niah_probe(**engine, *haystack,
-                              (*needles)[static_cast<std::size_t>(spec.needle)], spec, configs,
+                              (*needles)[static_cast<std::size_t>(spec.needle)], spec, *configs,
                               arguments.settings, stop);
     };
-    const nlohmann::json identity = identity_of(arguments, info, *haystack, *needles, configs);
+    const nlohmann::json identity = identity_of(arguments, info, *haystack, *needles, *configs);
     const auto log = std::filesystem::path(arguments.out) / "answers.jsonl";
     auto run = run_niah(*probes, runner, log, identity, draw);
     bar.clear();
     if (!run) return tl::unexpected(run.error());
-    if (run->start == RunLog::Start::settings_changed) {
-        note(fmt::format("{} was of other settings: begun anew, the old one is now {}.old",
-                         log.string(), log.string()));
-    }
+    note_start(run->start, log);
     return write_niah(arguments, info, identity, *run);
 }
 

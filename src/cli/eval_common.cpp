@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "calibrate/haystack.h"
+#include "cli/common.h"
 
 namespace headkv::cli {
 namespace {
@@ -83,6 +84,32 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
         name);
 }
 
+nlohmann::json describe(const MethodConfig& config) {
+    const MethodOptions& o = config.options;
+    nlohmann::json json = {{"method", config.method},
+                           {"rows", config.budget.value},
+                           {"window", o.window},
+                           {"protect", o.protect},
+                           {"observe", o.observe},
+                           {"kernel", o.kernel},
+                           {"pool", o.pool == Pool::max ? "max" : "avg"},
+                           {"beta", importance_beta(o, config.budget.value)},
+                           {"pyramid_beta", o.pyramid_beta},
+                           {"floor", o.floor},
+                           {"normalize", o.normalize},
+                           {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
+                           {"sinks", o.sinks},
+                           {"reserve", o.reserve}};
+    if (config.scores) {
+        std::string text;
+        for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);
+        json["scores"] = {{"kind", config.scores->kind},
+                          {"probes_passed", config.scores->probes_passed},
+                          {"hash", fmt::format("{:016x}", hash_text(text))}};
+    }
+    return json;
+}
+
 }  // namespace
 
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
@@ -128,30 +155,23 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
     return configs;
 }
 
-nlohmann::json describe(const MethodConfig& config) {
-    const MethodOptions& o = config.options;
-    nlohmann::json json = {{"method", config.method},
-                           {"rows", config.budget.value},
-                           {"window", o.window},
-                           {"protect", o.protect},
-                           {"observe", o.observe},
-                           {"kernel", o.kernel},
-                           {"pool", o.pool == Pool::max ? "max" : "avg"},
-                           {"beta", importance_beta(o, config.budget.value)},
-                           {"pyramid_beta", o.pyramid_beta},
-                           {"floor", o.floor},
-                           {"normalize", o.normalize},
-                           {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
-                           {"sinks", o.sinks},
-                           {"reserve", o.reserve}};
-    if (config.scores) {
-        std::string text;
-        for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);
-        json["scores"] = {{"kind", config.scores->kind},
-                          {"probes_passed", config.scores->probes_passed},
-                          {"hash", fmt::format("{:016x}", hash_text(text))}};
-    }
-    return json;
+nlohmann::json describe(std::span<const ConfigUnderTest> configs) {
+    nlohmann::json methods = nlohmann::json::array();
+    for (const ConfigUnderTest& config : configs) methods.push_back(describe(config.method));
+    return methods;
+}
+
+Result<void> prepare_output(const std::string& folder, const std::string& json) {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error) return bad_input("{}: {}", folder, error.message());
+    return check_output(json);
+}
+
+void note_start(RunLog::Start start, const std::filesystem::path& log) {
+    if (start != RunLog::Start::settings_changed) return;
+    note(fmt::format("{} was of other settings: begun anew, the old one is now {}.old",
+                     log.string(), log.string()));
 }
 
 nlohmann::json interval(const Estimate& estimate) {

@@ -1,20 +1,18 @@
 // What the evaluations have in common on the command line.
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "calibrate/run_log.h"
 #include "cli/options.h"
+#include "eval/config.h"
 #include "eval/statistics.h"
 
 namespace headkv::cli {
-
-struct ConfigUnderTest {
-    MethodConfig method;
-    std::string name;  // the method as written, with its own options where it has some
-    double rows = 0;
-};
 
 // Every method at every budget of --rows; full is always there and is left out. A method may bring
 // options of its own: "headkv-r2:window=24:kernel=13".
@@ -26,9 +24,14 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method);
 
-// All that may change a method's answers, for the identity of a run.
-nlohmann::json describe(const MethodConfig& config);
+// All that may change the methods' answers, for the identity of a run: one object each.
+nlohmann::json describe(std::span<const ConfigUnderTest> configs);
 nlohmann::json interval(const Estimate& estimate);  // [low, high]
+
+// The folder of a run's files is there or made, and `json` can be written. Error (bad_input): not.
+Result<void> prepare_output(const std::string& folder, const std::string& json);
+// Says so where the log of an earlier run was of other settings.
+void note_start(RunLog::Start start, const std::filesystem::path& log);
 
 void register_eval_task(CLI::App& eval, Status& status);  // generate, babilong
 

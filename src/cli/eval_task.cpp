@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "calibrate/haystack.h"
 #include "cli/common.h"
@@ -33,15 +32,13 @@ struct TaskArguments {
 };
 
 json identity_of(const TaskArguments& arguments, const ModelInfo& info, const TaskData& data,
-                 std::span<const TaskConfig> configs) {
+                 std::span<const ConfigUnderTest> configs) {
     const TaskSettings& s = arguments.settings;
     std::string all;
     for (const TaskExample& example : data.examples) {
         all += example.id + '\n' + example.context + '\n' + example.question + '\n';
         for (const std::string& answer : example.answers) all += answer + '\n';
     }
-    json methods = json::array();
-    for (const TaskConfig& config : configs) methods.push_back(describe(config.method));
     return {{"task", arguments.task},
             {"fingerprint", info.fingerprint},
             {"examples", data.examples.size()},
@@ -53,7 +50,7 @@ json identity_of(const TaskArguments& arguments, const ModelInfo& info, const Ta
             {"seed", s.seed},
             {"precision", arguments.model.engine.precision == Precision::fast ? "fast" : "exact"},
             {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
-            {"methods", std::move(methods)}};
+            {"methods", describe(configs)}};
 }
 
 json to_json(const TaskRow& row) {
@@ -160,10 +157,7 @@ Result<void> run_task_command(TaskArguments& arguments,
     arguments.settings.query_aware = arguments.query_aware == "yes";
     auto data = load();
     if (!data) return tl::unexpected(data.error());
-    std::error_code error;
-    std::filesystem::create_directories(arguments.out, error);
-    if (error) return bad_input("{}: {}", arguments.out, error.message());
-    if (auto writable = check_output(arguments.json); !writable) return writable;
+    if (auto ready = prepare_output(arguments.out, arguments.json); !ready) return ready;
 
     auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
@@ -171,17 +165,15 @@ Result<void> run_task_command(TaskArguments& arguments,
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     arguments.settings.chat = *chat;
-    const auto chosen = configurations(arguments.method, arguments.methods, info);
-    if (!chosen) return tl::unexpected(chosen.error());
-    std::vector<TaskConfig> configs;
-    for (const ConfigUnderTest& one : *chosen) configs.push_back({one.method, one.name, one.rows});
+    const auto configs = configurations(arguments.method, arguments.methods, info);
+    if (!configs) return tl::unexpected(configs.error());
     auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
     for (const SkippedLine& line : data->skipped) {
         note(fmt::format("{}, line {} is left out: {}", line.file, line.line, line.reason));
     }
-    const json identity = identity_of(arguments, info, *data, configs);
+    const json identity = identity_of(arguments, info, *data, *configs);
     const auto examples = chosen_examples(data->examples, arguments.settings);
     catch_interrupts();
     ProgressBar bar(arguments.task);
@@ -192,15 +184,12 @@ Result<void> run_task_command(TaskArguments& arguments,
     };
     const auto log = std::filesystem::path(arguments.out) / "answers.jsonl";
     const auto runner = [&](const TaskExample& example) {
-        return run_example(**engine, example, configs, arguments.settings, stop);
+        return run_example(**engine, example, *configs, arguments.settings, stop);
     };
     auto run = run_task(examples, runner, log, identity, draw);
     bar.clear();
     if (!run) return tl::unexpected(run.error());
-    if (run->start == RunLog::Start::settings_changed) {
-        note(fmt::format("{} was of other settings: begun anew, the old one is now {}.old",
-                         log.string(), log.string()));
-    }
+    note_start(run->start, log);
     return write_results(arguments, info, identity, *data, *run);
 }
 

@@ -15,12 +15,9 @@ namespace {
 // Fewer columns are faster in ggml's own quantised products (measured on AVX2;
 // docs/performance.md).
 constexpr std::int64_t kLeastColumns = 48;
-// Rows of a panel: enough that packing x in the product is cheap, few enough that threads stay
-// even.
+// Rows of a panel: enough that packing x in the product is cheap, few enough that threads stay even
+// (of 192 rows, three panels of a small model's matrix leave the second of two threads idle).
 constexpr std::int64_t kPanelRows = 96;
-
-// Of 192 rows, three panels of a small model's matrix leave the second of two threads idle.
-constexpr std::int64_t kBf16PanelRows = 96;
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
@@ -39,7 +36,7 @@ const float* dequantise(const Matrix& w, std::int64_t first, std::int64_t rows) 
 
 PackedLayer::Panels& PackedLayer::of(const Matrix& w) {
     auto& panels = matrices_[&w];
-    panels.resize(size((w.out + kBf16PanelRows - 1) / kBf16PanelRows));
+    panels.resize(size((w.out + kPanelRows - 1) / kPanelRows));
     return panels;
 }
 
@@ -136,8 +133,8 @@ void LinearOps::compute_bf16(ggml_tensor* out, int /*thread*/, int /*threads*/, 
     const auto* x = static_cast<const kernels::Bf16*>(out->src[0]->data);
     const auto panels = static_cast<std::int64_t>(plan.panels->size());
     for (auto i = plan.next.fetch_add(1); i < panels; i = plan.next.fetch_add(1)) {
-        const auto first = i * kBf16PanelRows;
-        const auto rows = std::min(kBf16PanelRows, w.out - first);
+        const auto first = i * kPanelRows;
+        const auto rows = std::min(kPanelRows, w.out - first);
         auto& panel = (*plan.panels)[size(i)];
         if (!panel) {
             panel.emplace(kernels::packed_weights(rows, w.in));

@@ -2,7 +2,7 @@
 // Two ways:
 // - exact: a panel is dequantised into a thread's scratch for each chunk and multiplied in f32 by
 //   oneDNN, so activations are never rounded to 8 bits as ggml's quantised products do;
-// - bf16, on CPUs with units for it: a panel is dequantised and packed once a layer and serves
+// - bf16, on CPUs with a matrix unit: a panel is dequantised and packed once a layer and serves
 // every
 //   chunk of the prompt; weights and activations are rounded to bf16, sums are f32.
 #pragma once

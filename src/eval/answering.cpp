@@ -79,31 +79,34 @@ std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view an
 }
 
 Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
-                                              std::span<const MethodConfig> configs,
+                                              std::span<const ConfigUnderTest> configs,
                                               const Progress& progress) {
     assert(asked.compressed >= 1 && asked.compressed <= asked.prompt.size());
     assert(!asked.reference.empty());
-    MethodConfig full;
-    full.method = "full";
-    full.budget = {Budget::Unit::share, 1.0};
-    std::vector<MethodConfig> all = {full};
-    all.insert(all.end(), configs.begin(), configs.end());
-
+    const auto all = with_full(configs);
     const auto question = std::span(asked.prompt).subspan(asked.compressed);
     PrefillOptions options;
     options.progress = progress;
     options.expected_new_tokens =
         static_cast<std::int64_t>(question.size()) +
         std::max(asked.max_tokens, static_cast<std::int64_t>(asked.reference.size()));
-    auto filled = engine.prefill(std::span(asked.prompt).first(asked.compressed), all, options);
+    auto filled =
+        engine.prefill(std::span(asked.prompt).first(asked.compressed), methods_of(all), options);
     if (!filled) return tl::unexpected(filled.error());
     const Sequences sequences(engine, filled->sequences);
 
     std::vector<Answered> answers;
     std::vector<std::vector<float>> first_logits;
-    for (const SequenceId id : sequences.ids()) {
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const SequenceId id = sequences.ids()[i];
         const SequenceInfo info = engine.info(id);
-        answers.push_back({"", {}, info.plan_bytes, info.full_bytes, info.rows_kept_mean});
+        answers.push_back({all[i].name,
+                           all[i].rows,
+                           "",
+                           {},
+                           info.plan_bytes,
+                           info.full_bytes,
+                           info.rows_kept_mean});
         if (question.empty()) {
             first_logits.push_back(filled->logits);
         } else {

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "eval/config.h"
 #include "headkv/engine.h"
-#include "headkv/method.h"
 
 namespace headkv {
 
@@ -24,6 +24,8 @@ struct Asked {
 };
 
 struct Answered {
+    std::string method;  // the configuration's name and rows
+    double rows = 0;
     std::string text;                     // greedy
     std::vector<double> log_probability;  // [reference], each given those before it
     std::int64_t kv_bytes = 0;            // of the rows kept of the compressed part
@@ -35,7 +37,7 @@ struct Answered {
 // token's distribution is the prefill's: no compressed row has been read for it. No sequence is
 // left behind. Errors: those of prefill and decode.
 Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
-                                              std::span<const MethodConfig> configs,
+                                              std::span<const ConfigUnderTest> configs,
                                               const Progress& progress = {});
 
 // An answer as the model would write it after the prompt. A raw prompt ends with "Answer:", so the

@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cmath>
 
+#include "calibrate/probe.h"
 #include "eval/perplexity.h"
 #include "eval/sequences.h"
 
@@ -16,11 +17,6 @@ double log_sum(std::span<const float> logits) {
     double sum = 0;
     for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - top);
     return top + std::log(sum);
-}
-
-std::size_t best(std::span<const float> logits) {
-    return static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) -
-                                    logits.begin());
 }
 
 // What is collected of one configuration.
@@ -90,7 +86,7 @@ Difference difference(std::span<const float> full, std::span<const float> other,
         if (weight > 0) result.divergence += weight * (p - q);
     }
     result.divergence = std::max(result.divergence, 0.0);  // rounding
-    result.same_best = best(full) == best(other);
+    result.same_best = best_token(full) == best_token(other);
     const auto token = static_cast<std::size_t>(next);
     result.log_probability_full = static_cast<double>(full[token]) - full_sum;
     result.log_probability = static_cast<double>(other[token]) - other_sum;
@@ -98,7 +94,7 @@ Difference difference(std::span<const float> full, std::span<const float> other,
 }
 
 Result<std::vector<DivergenceRow>> run_divergence(Engine& engine, std::span<const Token> text,
-                                                  std::span<const DivergenceConfig> configs,
+                                                  std::span<const ConfigUnderTest> configs,
                                                   const DivergenceSettings& settings,
                                                   const Progress& progress) {
     if (settings.prefix < 2 || settings.tokens < 2) {
@@ -119,11 +115,8 @@ Result<std::vector<DivergenceRow>> run_divergence(Engine& engine, std::span<cons
             text.size(), length);
     }
     const auto chunks = settings.chunks > 0 ? std::min(settings.chunks, whole) : whole;
-    MethodConfig full;
-    full.method = "full";
-    full.budget = {Budget::Unit::share, 1.0};
-    std::vector<MethodConfig> methods = {full};
-    for (const auto& config : configs) methods.push_back(config.method);
+    const auto all = with_full(configs);
+    const auto methods = methods_of(all);
     std::vector<Collected> collected(methods.size());
     const auto bos = added_bos(engine.model().tokenizer());
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -145,8 +138,8 @@ Result<std::vector<DivergenceRow>> run_divergence(Engine& engine, std::span<cons
     for (std::size_t i = 0; i < collected.size(); ++i) {
         Collected& from = collected[i];
         DivergenceRow row;
-        row.method = i == 0 ? "full" : configs[i - 1].name;
-        row.rows = i == 0 ? 0 : configs[i - 1].rows;
+        row.method = all[i].name;
+        row.rows = all[i].rows;
         row.tokens = static_cast<std::int64_t>(from.each.size());
         row.divergence = clustered_estimate(from.divergence, settings.seed);
         row.same_best = clustered_estimate(from.same_best, settings.seed);

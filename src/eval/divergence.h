@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "eval/config.h"
 #include "eval/statistics.h"
 #include "headkv/engine.h"
-#include "headkv/method.h"
 
 namespace headkv {
 
@@ -41,17 +41,11 @@ struct DivergenceRow {
     std::int64_t kv_bytes = 0, kv_bytes_full = 0;  // of the last chunk
 };
 
-struct DivergenceConfig {
-    MethodConfig method;
-    std::string name;
-    double rows = 0;
-};
-
 // Full first (its divergence is 0), then the configurations in their order. Every chunk is read
 // once for all of them. Errors (bad_input): a text shorter than one chunk, prefix or tokens below
 // 2; and those of the engine.
 Result<std::vector<DivergenceRow>> run_divergence(Engine& engine, std::span<const Token> text,
-                                                  std::span<const DivergenceConfig> configs,
+                                                  std::span<const ConfigUnderTest> configs,
                                                   const DivergenceSettings& settings,
                                                   const Progress& progress = {});
 

@@ -1,7 +1,6 @@
 #include "eval/niah.h"
 
 #include <cassert>
-#include <unordered_map>
 
 #include "calibrate/metrics.h"
 

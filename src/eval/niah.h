@@ -11,18 +11,12 @@
 #include <vector>
 
 #include "calibrate/probe.h"
+#include "eval/config.h"
 #include "eval/logged_run.h"
 #include "eval/statistics.h"
 #include "headkv/engine.h"
-#include "headkv/method.h"
 
 namespace headkv {
-
-struct NiahConfig {
-    MethodConfig method;
-    std::string name;  // the method, with its own options where it has some
-    double rows = 0;   // as asked for; 0 for full
-};
 
 struct NiahSettings {
     std::vector<std::int64_t> lengths = {1000, 2500};  // tokens of the document
@@ -64,7 +58,7 @@ std::optional<NiahProbe> niah_probe_from_json(const nlohmann::json& json);
 
 // Runs one probe on the engine; `configs` without full, which is added.
 Result<NiahProbe> run_niah_probe(Engine& engine, const Haystack& haystack, const Needle& needle,
-                                 const ProbeSpec& spec, std::span<const NiahConfig> configs,
+                                 const ProbeSpec& spec, std::span<const ConfigUnderTest> configs,
                                  const NiahSettings& settings, const Progress& progress);
 
 // One line of results.json: a method at a budget over all probes.

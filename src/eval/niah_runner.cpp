@@ -40,30 +40,26 @@ ReferenceScore average(const Reference& reference, std::span<const double> each)
 }  // namespace
 
 Result<NiahProbe> run_niah_probe(Engine& engine, const Haystack& haystack, const Needle& needle,
-                                 const ProbeSpec& spec, std::span<const NiahConfig> configs,
+                                 const ProbeSpec& spec, std::span<const ConfigUnderTest> configs,
                                  const NiahSettings& settings, const Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
     auto prepared = prepare_probe(engine.model(), haystack, needle, spec, settings.chat);
     if (!prepared) return tl::unexpected(prepared.error());
     const Reference reference =
         make_reference(engine.model().tokenizer(), needle, settings.chat.has_value());
-    std::vector<MethodConfig> methods;
-    methods.reserve(configs.size());
-    for (const NiahConfig& config : configs) methods.push_back(config.method);
     const Asked asked{prepared->prompt, prepared->prompt.size(), reference.tokens,
                       settings.max_tokens, true};
-    auto answered = answer_with_all(engine, asked, methods, progress);
+    auto answered = answer_with_all(engine, asked, configs, progress);
     if (!answered) return tl::unexpected(answered.error());
 
     NiahProbe probe;
     probe.spec = spec;
     probe.prompt_tokens = static_cast<std::int64_t>(prepared->prompt.size());
-    for (std::size_t i = 0; i < answered->size(); ++i) {
-        Answered& one = (*answered)[i];
+    for (Answered& one : *answered) {
         const ReferenceScore score = average(reference, one.log_probability);
         NiahAnswer answer;
-        answer.method = i == 0 ? "full" : configs[i - 1].name;
-        answer.rows = i == 0 ? 0 : configs[i - 1].rows;
+        answer.method = std::move(one.method);
+        answer.rows = one.rows;
         answer.log_probability = score.all;
         answer.log_probability_key = score.key;
         answer.kv_bytes = one.kv_bytes;

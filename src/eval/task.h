@@ -18,7 +18,6 @@
 #include "eval/statistics.h"
 #include "headkv/chat.h"
 #include "headkv/engine.h"
-#include "headkv/method.h"
 
 namespace headkv {
 
@@ -64,12 +63,6 @@ struct TaskSettings {
     std::optional<ChatTemplate> chat;
 };
 
-struct TaskConfig {
-    MethodConfig method;
-    std::string name;  // the method, with its own options where it has some
-    double rows = 0;   // as asked for
-};
-
 // What one configuration made of one example.
 struct TaskAnswer {
     std::string method;
@@ -107,8 +100,8 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
 
 // An example that cannot be asked gives a result that says why. Errors: those of the engine.
 Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
-                               std::span<const TaskConfig> configs, const TaskSettings& settings,
-                               const Progress& progress = {});
+                               std::span<const ConfigUnderTest> configs,
+                               const TaskSettings& settings, const Progress& progress = {});
 
 // A method at a budget over all examples of a group ("" is all of them).
 struct TaskRow {

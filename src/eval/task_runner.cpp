@@ -55,8 +55,8 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
 }
 
 Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
-                               std::span<const TaskConfig> configs, const TaskSettings& settings,
-                               const Progress& progress) {
+                               std::span<const ConfigUnderTest> configs,
+                               const TaskSettings& settings, const Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
     TaskResult result;
     result.id = example.id;
@@ -67,16 +67,12 @@ Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
         return result;
     }
     result.prompt_tokens = static_cast<std::int64_t>(asked->prompt.size());
-    std::vector<MethodConfig> methods;
-    methods.reserve(configs.size());
-    for (const TaskConfig& config : configs) methods.push_back(config.method);
-    auto answered = answer_with_all(engine, *asked, methods, progress);
+    auto answered = answer_with_all(engine, *asked, configs, progress);
     if (!answered) return tl::unexpected(answered.error());
-    for (std::size_t i = 0; i < answered->size(); ++i) {
-        Answered& one = (*answered)[i];
+    for (Answered& one : *answered) {
         TaskAnswer answer;
-        answer.method = i == 0 ? "full" : configs[i - 1].name;
-        answer.rows = i == 0 ? 0 : configs[i - 1].rows;
+        answer.method = std::move(one.method);
+        answer.rows = one.rows;
         answer.score =
             settings.metric == Metric::labels
                 ? label_score(one.text, example.question, example.answers[0], example.labels)

@@ -201,16 +201,14 @@ void round_block(const Half* rows, std::int64_t count, std::int64_t dim, std::in
                  Bf16* to) {
     std::fill_n(to, kPackedRows * padded, Bf16{0});
     for (std::int64_t row = 0; row < count; ++row) {
-        std::int64_t i = 0;
-        for (; i + V::width <= dim; i += V::width) {
-            Unit::store_bf16(to + row * padded + i, V::load_half(rows + row * dim + i));
-        }
-        if (i == dim) continue;
-        Half rest[V::width] = {};
-        std::copy_n(rows + row * dim + i, dim - i, rest);
-        alignas(64) Bf16 rounded[V::width];
-        Unit::store_bf16(rounded, V::load_half(rest));
-        std::copy_n(rounded, dim - i, to + row * padded + i);
+        const Half* from = rows + row * dim;
+        round_each(
+            dim, to + row * padded, [&](std::int64_t i) { return V::load_half(from + i); },
+            [&](std::int64_t i) {
+                Half rest[V::width] = {};
+                std::copy_n(from + i, dim - i, rest);
+                return V::load_half(rest);
+            });
     }
 }
 
@@ -348,7 +346,7 @@ constexpr std::int64_t kScores = kStep * kPackedRows;
 std::int64_t attend_work_floats(HeadDims dims) {
     constexpr auto kMost = padded_to(kMostQueries, kStep);
     return kMost * packed_value_dim(dims.v)       // sums
-           + kMost * kStateFloats                 //
+           + kMost * kStateFloats                 // their states
            + 2 * kScores + kScores / 2            // scores of two steps, weights of one in bf16
            + kMost * packed_key_dim(dims.k) / 2;  // queries in bf16
 }

@@ -80,11 +80,6 @@ Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const 
     return check_head_scores(*scores, shape, "", false);
 }
 
-struct Rows {
-    double mean = 0;           // a head
-    std::int64_t minimum = 0;  // fewest a head that the recipe can work with
-};
-
 // Rows of a head that no score decides about; what allocators call the window.
 std::int64_t always_kept(const MethodOptions& options) { return options.window + options.protect; }
 

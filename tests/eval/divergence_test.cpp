@@ -43,7 +43,7 @@ protected:
     }
     test::TempFolder folder_;
     std::unique_ptr<Engine> engine_;
-    std::vector<DivergenceConfig> configs_;
+    std::vector<ConfigUnderTest> configs_;
     DivergenceSettings settings_;
 };
 

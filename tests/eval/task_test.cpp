@@ -152,7 +152,7 @@ protected:
     std::unique_ptr<Engine> engine_;
     TaskExample example_;
     TaskSettings settings_;
-    std::vector<TaskConfig> configs_;
+    std::vector<ConfigUnderTest> configs_;
 };
 
 TEST_F(TaskOnTinyModel, AsksWithAndWithoutTheQuestionInSight) {
