@@ -60,7 +60,8 @@ struct SequenceInfo {
         0;  // rows kept of the prompt x row bytes: what the plan says, exactly
     std::int64_t held_bytes = 0;       // rows held now, generated ones included
     std::int64_t allocated_bytes = 0;  // as allocated: rows + reserve
-    std::int64_t full_bytes = 0;       // a full cache of the prompt
+    std::int64_t full_bytes = 0;       // a full cache of the prompt in f16, whatever `store` is
+    StoreTypes store;                  // how its rows are stored
     bool runs_as_full = false;         // the budget was not below the prompt
 };
 

@@ -16,7 +16,7 @@ namespace headkv {
 enum class ScoreStep { none, position, window_attention };
 enum class AllocateStep { all, uniform, pyramid, adaptive, head_importance };
 enum class SelectStep { all, sinks_recent, top_k_window };
-enum class StoreStep { f16 };
+enum class StoreStep { f16, q8_0, q4_0 };  // types of cached rows; the latter two are ggml's
 enum class Pool { max, avg };
 enum class GroupReduce { mean, max };
 
@@ -34,7 +34,7 @@ struct Recipe {
     ScoreStep score;
     AllocateStep allocate;
     SelectStep select;
-    StoreStep store;
+    StoreStep store;              // where MethodConfig does not say another
     std::string_view score_kind;  // kind of head scores that allocate needs ("r", "r2"), or empty
     std::string_view paper;       // arXiv number
     std::string_view summary;     // one sentence
@@ -74,11 +74,26 @@ struct MethodOptions {
 double importance_beta(const MethodOptions& options, double rows);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
+// How a cache stores its rows. The prompt is always read, scored and selected with f16 rows; what
+// is kept of it, and every row of the answer, is then rounded to these types.
+struct StoreTypes {
+    StoreStep keys = StoreStep::f16, values = StoreStep::f16;
+    bool operator==(const StoreTypes&) const = default;
+};
+// "q8_0" for both, "q8_0:q4_0" for keys and values, as the command line has it.
+std::string name_of(const StoreTypes& types);
+// Error (bad_input): lists the names.
+Result<StoreTypes> parse_store_types(std::string_view text);
+// Bytes of one row of one KV head, key and value. Error (bad_input): a quantised type, which comes
+// in blocks of 32 values, and a head dim that is no multiple of that.
+Result<std::int64_t> row_bytes(const StoreTypes& types, std::int64_t dim_k, std::int64_t dim_v);
+
 struct MethodConfig {
     std::string method = "headkv-r2";
     Budget budget;
     MethodOptions options;
     std::shared_ptr<const HeadScores> scores;  // for head_importance; null otherwise
+    StoreTypes store = {};
 };
 
 // Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.

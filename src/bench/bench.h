@@ -15,6 +15,7 @@ struct BenchCase {
     std::int64_t depth = 0;  // prompt tokens before the measured decode; 0: one token
     std::int64_t slots = 1;  // sequences that decode together
     MethodConfig method;
+    std::string name = {};  // for reports
 };
 
 struct BenchSettings {

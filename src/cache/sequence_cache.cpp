@@ -12,25 +12,48 @@ namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-void copy_rows(Half* to, const Half* from, std::int64_t rows, std::int64_t dim) {
-    std::memcpy(to, from, size(rows * dim) * sizeof(Half));
+void copy_rows(std::byte* to, const std::byte* from, std::int64_t rows, std::int64_t bytes) {
+    std::memcpy(to, from, size(rows * bytes));
 }
 
-// Copies rows[keep[i]] to row i. Runs of neighbours (windows, sinks, whole prompts) move as one.
-void gather(Half* to, const Half* from, std::span<const std::int32_t> keep, std::int64_t dim) {
+// Copies rows[keep[i]] of `bytes` each to row i. Runs of neighbours (windows, sinks, whole prompts)
+// move as one.
+void gather(std::byte* to, const std::byte* from, std::span<const std::int32_t> keep,
+            std::int64_t bytes) {
     std::size_t i = 0;
     while (i < keep.size()) {
         std::size_t end = i + 1;
         while (end < keep.size() && keep[end] == keep[end - 1] + 1) ++end;
-        std::memmove(to + i * size(dim), from + keep[i] * dim,
-                     (end - i) * size(dim) * sizeof(Half));
+        std::memmove(to + i * size(bytes), from + keep[i] * bytes, (end - i) * size(bytes));
         i = end;
     }
+}
+
+// The same out of f16 rows of a prefill, [tokens][dim], into rows of `type`.
+void gather_stored(kernels::RowType type, std::byte* to, const Half* from,
+                   std::span<const std::int32_t> keep, std::int64_t dim) {
+    const auto bytes = kernels::row_bytes(type, dim);
+    if (type == kernels::RowType::f16) {
+        gather(to, reinterpret_cast<const std::byte*>(from), keep, bytes);
+        return;
+    }
+    const auto& kernel = kernels::best();
+    std::vector<float> row(size(dim));
+    for (const auto position : keep) {
+        kernel.to_float(from + position * dim, row.data(), dim);
+        kernels::store_row(type, row.data(), dim, to);
+        to += bytes;
+    }
+}
+
+[[maybe_unused]] bool divides(kernels::RowType type, std::int64_t dim) {
+    return type == kernels::RowType::f16 || dim % kernels::kQuantBlock == 0;
 }
 
 }  // namespace
 
 SequenceCache::SequenceCache(const CacheShape& shape) : shape_(shape), layers_(size(shape.layers)) {
+    assert(divides(shape.type_k, shape.dim_k) && divides(shape.type_v, shape.dim_v));
     for (auto& layer : layers_) {
         layer.start.assign(size(shape.heads) + 1, 0);
         layer.positions.resize(size(shape.heads));
@@ -43,8 +66,8 @@ Result<SequenceCache::Layer> SequenceCache::allocate(std::span<const std::int64_
     for (const auto rows : capacity) layer.start.push_back(layer.start.back() + rows);
     layer.positions.resize(size(shape_.heads));
     const auto rows = layer.start.back();
-    layer.keys.reset(new (std::nothrow) Half[size(rows * shape_.dim_k)]);
-    layer.values.reset(new (std::nothrow) Half[size(rows * shape_.dim_v)]);
+    layer.keys.reset(new (std::nothrow) std::byte[size(rows * shape_.key_bytes())]);
+    layer.values.reset(new (std::nothrow) std::byte[size(rows * shape_.value_bytes())]);
     if (!layer.keys || !layer.values) {
         return failure("not enough memory for {} cache rows of {} bytes; use a smaller --rows",
                        rows, shape_.row_bytes());
@@ -66,10 +89,10 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
     for (std::int64_t head = 0; head < shape_.heads; ++head) {
         const auto& list = keep[size(head)];
         const auto start = layer->start[size(head)];
-        gather(layer->keys.get() + start * shape_.dim_k,
-               from.keys.data() + head * from.tokens * shape_.dim_k, list, shape_.dim_k);
-        gather(layer->values.get() + start * shape_.dim_v,
-               from.values.data() + head * from.tokens * shape_.dim_v, list, shape_.dim_v);
+        gather_stored(shape_.type_k, layer->keys.get() + start * shape_.key_bytes(),
+                      from.keys.data() + head * from.tokens * shape_.dim_k, list, shape_.dim_k);
+        gather_stored(shape_.type_v, layer->values.get() + start * shape_.value_bytes(),
+                      from.values.data() + head * from.tokens * shape_.dim_v, list, shape_.dim_v);
         layer->positions[size(head)] = list;
         // so that appending while decoding does not allocate
         layer->positions[size(head)].reserve(size(capacity[size(head)]));
@@ -90,10 +113,11 @@ Result<void> SequenceCache::grow(std::int64_t reserve) {
         if (!layer) return tl::unexpected(layer.error());
         for (std::size_t head = 0; head < old.positions.size(); ++head) {
             const auto rows = static_cast<std::int64_t>(old.positions[head].size());
-            copy_rows(layer->keys.get() + layer->start[head] * shape_.dim_k,
-                      old.keys.get() + old.start[head] * shape_.dim_k, rows, shape_.dim_k);
-            copy_rows(layer->values.get() + layer->start[head] * shape_.dim_v,
-                      old.values.get() + old.start[head] * shape_.dim_v, rows, shape_.dim_v);
+            const auto key = shape_.key_bytes(), value = shape_.value_bytes();
+            copy_rows(layer->keys.get() + layer->start[head] * key,
+                      old.keys.get() + old.start[head] * key, rows, key);
+            copy_rows(layer->values.get() + layer->start[head] * value,
+                      old.values.get() + old.start[head] * value, rows, value);
             layer->positions[head] = std::move(old.positions[head]);
             layer->positions[head].reserve(size(capacity[head]));
         }
@@ -107,10 +131,10 @@ void SequenceCache::keep(std::int64_t layer, std::int64_t head,
     auto& part = layers_[size(layer)];
     auto& positions = part.positions[size(head)];
     const auto start = part.start[size(head)];
-    auto* keys = part.keys.get() + start * shape_.dim_k;
-    auto* values = part.values.get() + start * shape_.dim_v;
-    gather(keys, keys, keep, shape_.dim_k);
-    gather(values, values, keep, shape_.dim_v);
+    auto* keys = part.keys.get() + start * shape_.key_bytes();
+    auto* values = part.values.get() + start * shape_.value_bytes();
+    gather(keys, keys, keep, shape_.key_bytes());
+    gather(values, values, keep, shape_.value_bytes());
     for (std::size_t i = 0; i < keep.size(); ++i) positions[i] = positions[size(keep[i])];
     positions.resize(keep.size());
 }
@@ -130,9 +154,27 @@ std::int64_t SequenceCache::room() const {
 SequenceCache::Head SequenceCache::head(std::int64_t layer, std::int64_t head) const {
     const auto& part = layers_[size(layer)];
     const auto start = part.start[size(head)];
-    return {part.keys.get() + start * shape_.dim_k, part.values.get() + start * shape_.dim_v,
+    return {part.keys.get() + start * shape_.key_bytes(),
+            part.values.get() + start * shape_.value_bytes(),
             static_cast<std::int64_t>(part.positions[size(head)].size()),
             part.start[size(head) + 1] - start};
+}
+
+kernels::Rows SequenceCache::rows(std::int64_t layer, std::int64_t head, std::int64_t begin,
+                                  std::int64_t end) const {
+    const auto place = this->head(layer, head);
+    assert(begin <= end && end <= place.capacity);
+    return {shape_.type_k, place.keys + begin * shape_.key_bytes(), shape_.type_v,
+            place.values + begin * shape_.value_bytes(), end - begin};
+}
+
+void SequenceCache::store(std::int64_t layer, std::int64_t head, std::int64_t index,
+                          const float* key, const float* value) {
+    const auto place = this->head(layer, head);
+    assert(index < place.capacity);
+    kernels::store_row(shape_.type_k, key, shape_.dim_k, place.keys + index * shape_.key_bytes());
+    kernels::store_row(shape_.type_v, value, shape_.dim_v,
+                       place.values + index * shape_.value_bytes());
 }
 
 void SequenceCache::append(std::int64_t first_position, std::int64_t count) {
@@ -173,15 +215,15 @@ SequenceCache SequenceCache::copy() const {
         const auto rows = from.start.back();
         to.start = from.start;
         to.positions = from.positions;
-        to.keys = std::make_unique<Half[]>(size(rows * shape_.dim_k));
-        to.values = std::make_unique<Half[]>(size(rows * shape_.dim_v));
+        const auto key = shape_.key_bytes(), value = shape_.value_bytes();
+        to.keys = std::make_unique_for_overwrite<std::byte[]>(size(rows * key));
+        to.values = std::make_unique_for_overwrite<std::byte[]>(size(rows * value));
         for (std::size_t head = 0; head < from.positions.size(); ++head) {
             const auto count = static_cast<std::int64_t>(from.positions[head].size());
             const auto start = from.start[head];
-            copy_rows(to.keys.get() + start * shape_.dim_k, from.keys.get() + start * shape_.dim_k,
-                      count, shape_.dim_k);
-            copy_rows(to.values.get() + start * shape_.dim_v,
-                      from.values.get() + start * shape_.dim_v, count, shape_.dim_v);
+            copy_rows(to.keys.get() + start * key, from.keys.get() + start * key, count, key);
+            copy_rows(to.values.get() + start * value, from.values.get() + start * value, count,
+                      value);
             to.positions[head].reserve(size(from.start[head + 1] - start));
         }
     }

@@ -1,5 +1,6 @@
 // The rows of one sequence: per layer and KV head exactly the memory that its plan and reserve ask
-// for. One group a head (DESIGN section 5, CPU): capacities are exact, nothing is padding.
+// for. One group a head (DESIGN section 5, CPU): capacities are exact, nothing is padding. Keys and
+// values are each stored as one of kernels::RowType.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +10,11 @@
 #include <vector>
 
 #include "headkv/error.h"
+#include "kernels/attention.h"
 
 namespace headkv {
 
-using Half = std::uint16_t;  // IEEE binary16
+using kernels::Half;  // IEEE binary16
 
 // Full keys and values of one layer during prefill: [heads][tokens][dim], keys after RoPE.
 struct LayerRows {
@@ -22,9 +24,12 @@ struct LayerRows {
 
 struct CacheShape {
     std::int64_t layers = 0, heads = 0, dim_k = 0, dim_v = 0;
-    std::int64_t row_bytes() const {
-        return (dim_k + dim_v) * static_cast<std::int64_t>(sizeof(Half));
-    }
+    // A quantised type needs a dim that is a multiple of kernels::kQuantBlock.
+    kernels::RowType type_k = kernels::RowType::f16, type_v = kernels::RowType::f16;
+
+    std::int64_t key_bytes() const { return kernels::row_bytes(type_k, dim_k); }
+    std::int64_t value_bytes() const { return kernels::row_bytes(type_v, dim_v); }
+    std::int64_t row_bytes() const { return key_bytes() + value_bytes(); }
 };
 
 class SequenceCache {
@@ -33,9 +38,9 @@ public:
 
     const CacheShape& shape() const { return shape_; }
 
-    // Copies the rows of `keep` ([heads] sorted positions) out of a layer's full rows into fresh
-    // memory with `reserve` free rows a head. Error (failure): out of memory; the layer is
-    // unchanged.
+    // Stores the rows of `keep` ([heads] sorted positions) of a layer's full rows in fresh memory
+    // with `reserve` free rows a head. Rows of quantised types must be finite. Error (failure): out
+    // of memory; the layer is unchanged.
     Result<void> fill(std::int64_t layer, const LayerRows& from,
                       const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
 
@@ -51,12 +56,18 @@ public:
 
     // Rows of a head; the next appended row goes behind the last of `count`.
     struct Head {
-        Half* keys = nullptr;    // [capacity][dim_k]
-        Half* values = nullptr;  // [capacity][dim_v]
+        std::byte* keys = nullptr;    // [capacity][key_bytes]
+        std::byte* values = nullptr;  // [capacity][value_bytes]
         std::int64_t count = 0;
         std::int64_t capacity = 0;
     };
     Head head(std::int64_t layer, std::int64_t head) const;
+    // Rows [begin, end) of a head, for the kernels: those held, and those written behind them.
+    kernels::Rows rows(std::int64_t layer, std::int64_t head, std::int64_t begin,
+                       std::int64_t end) const;
+    // Writes row `index` of a head from f32 values [dim_k], [dim_v]; index < capacity.
+    void store(std::int64_t layer, std::int64_t head, std::int64_t index, const float* key,
+               const float* value);
     // Declares `count` rows written behind the last one of every head, at these positions.
     void append(std::int64_t first_position, std::int64_t count);
 
@@ -69,7 +80,7 @@ public:
 
 private:
     struct Layer {
-        std::unique_ptr<Half[]> keys, values;              // heads one after the other
+        std::unique_ptr<std::byte[]> keys, values;         // heads one after the other
         std::vector<std::int64_t> start;                   // [heads + 1] first row of each head
         std::vector<std::vector<std::int32_t>> positions;  // [heads][rows held]
     };

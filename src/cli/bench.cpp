@@ -30,17 +30,20 @@ struct BenchArguments {
 
 Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
                                            const ModelInfo& model) {
-    std::vector<MethodConfig> configs;
-    for (const auto& name : arguments.methods) {
-        auto config = method_config(arguments.method, name, model);
+    std::vector<BenchCase> methods;
+    for (const auto& written : arguments.methods) {
+        auto config = method_config(arguments.method, written, model);
         if (!config) return tl::unexpected(config.error());
-        configs.push_back(std::move(*config));
+        auto title = method_title(written, config->store);
+        methods.push_back({.method = std::move(*config), .name = std::move(title)});
     }
     std::vector<BenchCase> cases;
     for (const std::int64_t depth : arguments.depths) {
-        for (const auto& config : configs) {
+        for (const auto& method : methods) {
             for (const std::int64_t slots : arguments.slots) {
-                BenchCase what{.depth = depth, .slots = slots, .method = config};
+                BenchCase what = method;
+                what.depth = depth;
+                what.slots = slots;
                 // A share of nothing is nothing: at depth 0 every method holds its one token.
                 Budget& budget = what.method.budget;
                 if (depth == 0 && budget.unit == Budget::Unit::share) budget.value = 1;
@@ -55,6 +58,7 @@ Json case_json(const BenchReport& report, const BenchResult& result) {
     const SequenceId slots = result.what.slots;
     return {{"depth", result.what.depth},
             {"method", result.what.method.method},
+            {"title", result.what.name},
             {"slots", slots},
             {"prompt_tokens", result.prompt_tokens},
             {"rows_kept_mean", number(result.rows_kept_mean)},
@@ -64,6 +68,8 @@ Json case_json(const BenchReport& report, const BenchResult& result) {
             {"compress_ms", result.compress_ms},
             {"decode_ms", result.decode_ms},
             {"kv_bytes", result.kv_bytes},
+            {"kv_type_k", name_of(result.what.method.store.keys)},
+            {"kv_type_v", name_of(result.what.method.store.values)},
             {"kv_bytes_full", result.kv_bytes_full},
             {"kv_bytes_allocated", result.allocated_bytes},
             {"prefill_scratch_bytes", result.scratch_bytes},
@@ -113,7 +119,7 @@ Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
 
 Result<void> check_arguments(const BenchArguments& arguments) {
     for (const auto& name : arguments.methods) {
-        if (auto recipe = find_recipe(name); !recipe) return tl::unexpected(recipe.error());
+        if (auto checked = check_method(arguments.method, name); !checked) return checked;
     }
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
@@ -185,7 +191,8 @@ void register_bench(CLI::App& app, Status& status) {
     };
     list(add("--depth", arguments->depths, "prompt tokens before the decode", "N,..."))
         ->check(CLI::NonNegativeNumber);
-    list(add("--methods", arguments->methods, "see `headkv methods`", "NAME,..."));
+    list(add("--methods", arguments->methods,
+             "see `headkv methods`; options of one: headkv-r2:kv-type=q8_0", "NAME,..."));
     list(add("--slots", arguments->slots, "sequences that decode together", "N,..."))
         ->check(CLI::PositiveNumber);
     add("-n,--tokens", arguments->settings.tokens, "decode steps measured", "N")

@@ -133,7 +133,7 @@ std::vector<Line> lines_of(const BenchReport& report,
     for (const BenchResult& result : report.results) {
         const double value = ours(result);
         if (value <= 0) continue;
-        line(result.what.method.method + slots_text(result.what.slots))
+        line(result.what.name + slots_text(result.what.slots))
             .points.emplace_back(static_cast<double>(result.what.depth), value);
     }
     for (const auto& [key, speed] : report.peer) {
@@ -183,13 +183,13 @@ double first_token_ms(const BenchReport& report, const BenchResult& result) {
 
 std::string bench_table(const BenchReport& report) {
     const bool vs = !report.peer.empty();
-    std::vector<std::vector<std::string>> rows = {{"method", "depth", "slots", "rows/head",
-                                                   "prefill tok/s", "+-", "first token",
-                                                   "decode tok/s", "+-", "KV cache", "peak RSS"}};
+    std::vector<std::vector<std::string>> rows = {
+        {"method", "depth", "slots", "rows/head", "prefill tok/s", "+-", "first token",
+         "decode tok/s", "+-", "type", "KV cache", "peak RSS"}};
     if (vs) rows[0].insert(rows[0].end(), {"prefill vs", "decode vs"});
     if (report.machine) rows[0].insert(rows[0].end(), {"GFLOP/s", "GB/s"});
     for (const BenchResult& result : report.results) {
-        std::vector<std::string> row = {result.what.method.method,
+        std::vector<std::string> row = {result.what.name,
                                         fmt::format("{}", result.what.depth),
                                         fmt::format("{}", result.what.slots),
                                         fmt::format("{:.1f}", result.rows_kept_mean),
@@ -198,6 +198,7 @@ std::string bench_table(const BenchReport& report) {
                                         human_ms(first_token_ms(report, result)),
                                         fmt::format("{:.1f}", result.decode_tok_s),
                                         fmt::format("{:.0f}%", spread(result.decode_ms_all)),
+                                        name_of(result.what.method.store),
                                         human_bytes(static_cast<double>(result.kv_bytes)),
                                         human_bytes(static_cast<double>(result.rss_peak_bytes))};
         if (vs) {
@@ -225,16 +226,17 @@ std::string bench_csv(const BenchReport& report) {
     std::string text =
         "depth,method,slots,rows_kept_mean,prefill_tok_s,decode_tok_s,first_token_ms,compress_ms,"
         "kv_bytes,kv_bytes_full,rss_peak_bytes,prefill_gflop_s,decode_gb_s,prefill_ratio,"
-        "decode_ratio\n";
+        "decode_ratio,kv_type_k,kv_type_v\n";
     for (const BenchResult& r : report.results) {
-        text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.what.depth,
-                            r.what.method.method, r.what.slots, r.rows_kept_mean, r.prefill_tok_s,
+        text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.what.depth,
+                            r.what.name, r.what.slots, r.rows_kept_mean, r.prefill_tok_s,
                             r.decode_tok_s, first_token_ms(report, r), r.compress_ms, r.kv_bytes,
                             r.kv_bytes_full, r.rss_peak_bytes, r.prefill_gflop_s, r.decode_gb_s,
-                            prefill_ratio(report, r), decode_ratio(report, r));
+                            prefill_ratio(report, r), decode_ratio(report, r),
+                            name_of(r.what.method.store.keys), name_of(r.what.method.store.values));
     }
     for (const auto& [key, speed] : report.peer) {
-        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,\n", key.first, key.second,
+        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,,,\n", key.first, key.second,
                             speed.prefill.empty() ? 0 : median(speed.prefill),
                             speed.decode.empty() ? 0 : median(speed.decode));
     }
@@ -272,13 +274,13 @@ std::string bench_page(const BenchReport& report) {
             "prefill tokens a second against depth") +
         "</section><section><h2>All figures</h2><div class=scroll><table><tr><th>method</th>"
         "<th>depth</th><th>slots</th><th>prefill tok/s</th><th>first token</th><th>decode tok/s"
-        "</th><th>KV cache</th><th>of full</th><th>peak RSS</th></tr>";
+        "</th><th>type</th><th>KV cache</th><th>of full</th><th>peak RSS</th></tr>";
     for (const BenchResult& r : report.results) {
         html += fmt::format(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.1f}</td><td>{}</td><td>{:.1f}</td><td>{}"
-            "</td><td>{:.1f}%</td><td>{}</td></tr>",
-            escape_html(r.what.method.method), r.what.depth, r.what.slots, r.prefill_tok_s,
-            human_ms(first_token_ms(report, r)), r.decode_tok_s,
+            "</td><td>{}</td><td>{:.1f}%</td><td>{}</td></tr>",
+            escape_html(r.what.name), r.what.depth, r.what.slots, r.prefill_tok_s,
+            human_ms(first_token_ms(report, r)), r.decode_tok_s, name_of(r.what.method.store),
             human_bytes(static_cast<double>(r.kv_bytes)),
             share(static_cast<double>(r.kv_bytes), static_cast<double>(r.kv_bytes_full)),
             human_bytes(static_cast<double>(r.rss_peak_bytes)));

@@ -167,7 +167,9 @@ Result<void> run_divergence_command(const DivergenceArguments& arguments) {
     }
     if (arguments.json.empty()) return {};
     nlohmann::json lines = nlohmann::json::array();
-    for (const DivergenceRow& row : *rows) lines.push_back(to_json(row));
+    for (const DivergenceRow& row : *rows) {
+        add_types(lines.emplace_back(to_json(row)), *configs, row.method);
+    }
     const nlohmann::json json = {{"format", "headkv-eval/1"},
                                  {"model", model_title(info)},
                                  {"fingerprint", info.fingerprint},
@@ -294,13 +296,15 @@ Result<std::vector<ProbeSpec>> chosen_probes(const NiahArguments& arguments, std
 }
 
 Result<void> write_niah(const NiahArguments& arguments, const ModelInfo& info,
-                        const nlohmann::json& flags, const NiahRun& run) {
+                        const nlohmann::json& flags, std::span<const ConfigUnderTest> configs,
+                        const NiahRun& run) {
     const std::vector<NiahRow> rows = summarize(run.results, arguments.settings.seed);
     double seconds = 0;
     for (const NiahProbe& probe : run.results) seconds += probe.seconds;
     nlohmann::json lines = nlohmann::json::array();
     for (const NiahRow& row : rows) {
         nlohmann::json line = to_json(row);
+        add_types(line, configs, row.method);
         line["model"] = model_title(info);
         line["fingerprint"] = info.fingerprint;
         line["seconds"] = seconds;  // of the whole run: its prefills are shared by all methods
@@ -368,7 +372,7 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     bar.clear();
     if (!run) return tl::unexpected(run.error());
     note_start(run->start, log);
-    return write_niah(arguments, info, identity, *run);
+    return write_niah(arguments, info, identity, *configs, *run);
 }
 
 void register_niah(CLI::App& eval, Status& status) {

@@ -4,9 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
-#include <charconv>
-#include <system_error>
 #include <utility>
 
 #include "calibrate/haystack.h"
@@ -28,62 +25,7 @@ std::vector<std::string> split(const std::vector<std::string>& lists, char separ
     return items;
 }
 
-template <class T>
-Result<T> number(std::string_view text, std::string_view option) {
-    T value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size()) {
-        return bad_input("--methods: {}={} is no number", option, text);
-    }
-    return value;
-}
-
-// One option of one method, as in "headkv-r2:kernel=13".
-Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
-    const std::size_t equals = option.find('=');
-    const std::string_view name = option.substr(0, equals);
-    const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 6> integers = {
-        {{"window", &arguments.window},
-         {"protect", &arguments.protect},
-         {"observe", &arguments.observe},
-         {"kernel", &arguments.kernel},
-         {"sinks", &arguments.sinks},
-         {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 3> reals = {
-        {{"beta", &arguments.beta},
-         {"pyramid-beta", &arguments.pyramid_beta},
-         {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 3> names = {
-        {{"pool", &arguments.pool},
-         {"group-reduce", &arguments.group_reduce},
-         {"normalize", &arguments.normalize}}};
-    for (const auto& [known, target] : integers) {
-        if (known != name) continue;
-        const auto value = number<std::int64_t>(text, name);
-        if (!value) return tl::unexpected(value.error());
-        *target = *value;
-        return {};
-    }
-    for (const auto& [known, target] : reals) {
-        if (known != name) continue;
-        const auto value = number<double>(text, name);
-        if (!value) return tl::unexpected(value.error());
-        *target = *value;
-        return {};
-    }
-    for (const auto& [known, target] : names) {
-        if (known != name) continue;
-        *target = text;
-        return {};
-    }
-    return bad_input(
-        "--methods: option {} is unknown; known are window, protect, observe, kernel, sinks, "
-        "reserve, beta, "
-        "pyramid-beta, floor, normalize, pool, group-reduce",
-        name);
-}
-
+// All that may change a method's answers.
 nlohmann::json describe(const MethodConfig& config) {
     const MethodOptions& o = config.options;
     nlohmann::json json = {{"method", config.method},
@@ -100,6 +42,11 @@ nlohmann::json describe(const MethodConfig& config) {
                            {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
                            {"sinks", o.sinks},
                            {"reserve", o.reserve}};
+    // Only where it is not f16, so that runs begun before there was a choice can go on.
+    if (config.store != StoreTypes()) {
+        json["type_k"] = name_of(config.store.keys);
+        json["type_v"] = name_of(config.store.values);
+    }
     if (config.scores) {
         std::string text;
         for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);
@@ -115,8 +62,9 @@ nlohmann::json describe(const MethodConfig& config) {
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method) {
     command
-        .add_option("--methods", methods,
-                    "methods to compare with full; options of one: headkv-r2:window=24:kernel=13")
+        .add_option(
+            "--methods", methods,
+            "methods to compare with full; options of one: headkv-r2:window=24:kv-type=q8_0")
         ->delimiter(',')
         ->type_name("NAMES");
     add_method_options(command, method, false);
@@ -131,25 +79,39 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
     std::vector<std::string> budgets = split(method.rows, ',');
     if (budgets.empty()) budgets = {"128"};
     std::vector<ConfigUnderTest> configs;
+    const auto add = [&](const MethodArguments& one, const std::string& written,
+                         double rows) -> Result<void> {
+        auto config = method_config(one, written, info);
+        if (!config) return tl::unexpected(config.error());
+        const auto bytes = row_bytes(config->store, info.head_dim_k, info.head_dim_v);
+        if (!bytes) return tl::unexpected(bytes.error());
+        // What no prompt could be read with is refused before the first one is.
+        constexpr std::int64_t kLong = 1 << 20;
+        const auto usable = Method::create(*config, info.shape, kLong, *bytes);
+        if (!usable) return tl::unexpected(usable.error());
+        auto title = method_title(written, config->store);
+        configs.push_back({std::move(*config), std::move(title), rows});
+        return {};
+    };
     for (const std::string& written : split(methods, ',')) {
-        const std::vector<std::string> parts = split({written}, ':');
-        if (parts.empty() || parts[0] == "full") continue;
+        if (auto known = check_method(method, written); !known) {
+            return tl::unexpected(known.error());
+        }
         MethodArguments one = method;
-        for (std::size_t i = 1; i < parts.size(); ++i) {
-            if (auto applied = apply_option(one, parts[i]); !applied) {
-                return tl::unexpected(applied.error());
-            }
+        if (const auto own = *written_method(method, written); own.method == "full") {
+            // The reference itself; with rows of other types it is compared, too, as one budget.
+            if (*method_store(own) == StoreTypes()) continue;
+            one.rows.clear();
+            if (auto added = add(one, written, 0); !added) return tl::unexpected(added.error());
+            continue;
         }
         for (const std::string& rows : budgets) {
             one.rows = {rows};
-            auto config = method_config(one, parts[0], info);
-            if (!config) return tl::unexpected(config.error());
-            // What no prompt could be read with is refused before the first one is.
-            constexpr std::int64_t kLong = 1 << 20;
-            const auto usable = Method::create(*config, info.shape, kLong, info.row_bytes);
-            if (!usable) return tl::unexpected(usable.error());
-            const double value = config->budget.value;
-            configs.push_back({std::move(*config), written, value});
+            const auto budget = method_budget(one);
+            if (!budget) return tl::unexpected(budget.error());
+            if (auto added = add(one, written, budget->value); !added) {
+                return tl::unexpected(added.error());
+            }
         }
     }
     return configs;
@@ -172,6 +134,16 @@ void note_start(RunLog::Start start, const std::filesystem::path& log) {
     if (start != RunLog::Start::settings_changed) return;
     note(fmt::format("{} was of other settings: begun anew, the old one is now {}.old",
                      log.string(), log.string()));
+}
+
+void add_types(nlohmann::json& json, std::span<const ConfigUnderTest> configs,
+               std::string_view name) {
+    StoreTypes types;
+    for (const ConfigUnderTest& config : configs) {
+        if (config.name == name) types = config.method.store;
+    }
+    json["type_k"] = name_of(types.keys);
+    json["type_v"] = name_of(types.values);
 }
 
 nlohmann::json interval(const Estimate& estimate) {

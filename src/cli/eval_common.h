@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "calibrate/run_log.h"
@@ -14,8 +15,8 @@
 
 namespace headkv::cli {
 
-// Every method at every budget of --rows; full is always there and is left out. A method may bring
-// options of its own: "headkv-r2:window=24:kernel=13".
+// Every method at every budget of --rows, each as written_method() takes it. The full f16 cache is
+// always there and is left out.
 Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& method,
                                                     const std::vector<std::string>& methods,
                                                     const ModelInfo& info);
@@ -26,6 +27,9 @@ void add_comparison_options(CLI::App& command, std::vector<std::string>& methods
 
 // All that may change the methods' answers, for the identity of a run: one object each.
 nlohmann::json describe(std::span<const ConfigUnderTest> configs);
+// Adds how the configuration of this name stores its rows (f16 for full): type_k, type_v.
+void add_types(nlohmann::json& json, std::span<const ConfigUnderTest> configs,
+               std::string_view name);
 nlohmann::json interval(const Estimate& estimate);  // [low, high]
 
 // The folder of a run's files is there or made, and `json` can be written. Error (bad_input): not.

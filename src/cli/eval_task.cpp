@@ -99,13 +99,15 @@ std::string table(std::span<const TaskRow> rows) {
 }
 
 Result<void> write_results(const TaskArguments& arguments, const ModelInfo& info,
-                           const json& identity, const TaskData& data, const TaskRun& run) {
+                           const json& identity, const TaskData& data,
+                           std::span<const ConfigUnderTest> configs, const TaskRun& run) {
     const auto rows = summarize(run.results, arguments.settings.seed);
     double seconds = 0;
     for (const TaskResult& result : run.results) seconds += result.seconds;
     json lines = json::array();
     for (const TaskRow& row : rows) {
         json line = to_json(row);
+        add_types(line, configs, row.method);
         line["task"] = arguments.task;
         line["metric"] = metric_name(arguments.settings.metric);
         line["query_aware"] = arguments.settings.query_aware;
@@ -190,7 +192,7 @@ Result<void> run_task_command(TaskArguments& arguments,
     bar.clear();
     if (!run) return tl::unexpected(run.error());
     note_start(run->start, log);
-    return write_results(arguments, info, identity, *data, *run);
+    return write_results(arguments, info, identity, *data, *configs, *run);
 }
 
 // The options that all tasks share.

@@ -21,10 +21,9 @@ struct InspectArguments {
 };
 
 Result<void> check_arguments(const InspectArguments& arguments) {
-    const auto recipe = find_recipe(arguments.method.method);
-    if (!recipe) return tl::unexpected(recipe.error());
-    const auto options = method_options(arguments.method, **recipe);
-    if (!options) return tl::unexpected(options.error());
+    if (auto checked = check_method(arguments.method, arguments.method.method); !checked) {
+        return checked;
+    }
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
     }
@@ -76,6 +75,8 @@ Json inspection_json(const Inspection& inspection, const MethodConfig& config,
         {"rows_kept_mean", number(info.rows_kept_mean)},
         {"bytes", info.plan_bytes},
         {"bytes_full", info.full_bytes},
+        {"type_k", name_of(info.store.keys)},
+        {"type_v", name_of(info.store.values)},
         {"runs_as_full", info.runs_as_full},
         {"version", version()},
         {"token_ids", tokens},
@@ -90,10 +91,11 @@ std::string text_map(const Inspection& inspection) {
         for (const auto& head : layer) most = std::max(most, head.size());
     }
     const SequenceInfo& info = inspection.info;
-    std::string text = fmt::format(
-        "{} on {}: {} tokens, {:.1f} rows per head, {} of {}\n", info.method, inspection.model,
-        info.prompt_tokens, info.rows_kept_mean, human_bytes(static_cast<double>(info.plan_bytes)),
-        human_bytes(static_cast<double>(info.full_bytes)));
+    std::string text =
+        fmt::format("{} on {}: {} tokens, {:.1f} rows per head, {} in {} of {}\n", info.method,
+                    inspection.model, info.prompt_tokens, info.rows_kept_mean,
+                    human_bytes(static_cast<double>(info.plan_bytes)), name_of(info.store),
+                    human_bytes(static_cast<double>(info.full_bytes)));
     text += fmt::format("rows per layer (from left to right) and head, █ is {}:\n", most);
     for (std::size_t h = 0; h < inspection.kept[0].size(); ++h) {
         text += fmt::format("{:>4} ", h);
@@ -130,6 +132,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig&
     if ((*recipe)->select == SelectStep::sinks_recent) {
         settings.emplace_back("sinks", std::to_string(options.sinks));
     }
+    settings.emplace_back("stored as", name_of(config.store));
     return settings;
 }
 

@@ -205,6 +205,9 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "N");
     add("--reserve", a.reserve,
         fmt::format("rows that a head may gain while decoding ({})", d.reserve).c_str(), "N");
+    add("--kv-type", a.kv_type,
+        "how rows are stored: f16 (default), q8_0 or q4_0; keys and values apart: q8_0:q4_0",
+        "TYPE");
 }
 
 }  // namespace
@@ -213,7 +216,8 @@ void add_method_options(CLI::App& command, MethodArguments& arguments, bool name
     if (name) {
         command
             .add_option("--method", arguments.method,
-                        "what decides which rows stay (see `headkv methods`)")
+                        "what decides which rows stay (see `headkv methods`); may bring options "
+                        "of its own: snapkv:kernel=7")
             ->capture_default_str()
             ->type_name("NAME")
             ->group(method_group);
@@ -285,17 +289,45 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     return options;
 }
 
-Result<MethodConfig> method_config(const MethodArguments& arguments, const std::string& method,
-                                   const ModelInfo& model) {
-    const auto recipe = find_recipe(method);
+Result<StoreTypes> method_store(const MethodArguments& arguments) {
+    if (!arguments.kv_type) return StoreTypes();
+    auto types = parse_store_types(*arguments.kv_type);
+    if (!types) types.error().message = "--kv-type: " + types.error().message;
+    return types;
+}
+
+Result<void> check_method(const MethodArguments& arguments, std::string_view written) {
+    const auto own = written_method(arguments, written);
+    if (!own) return tl::unexpected(own.error());
+    const auto recipe = find_recipe(own->method);
     if (!recipe) return tl::unexpected(recipe.error());
-    const auto budget = method_budget(arguments);
+    if (const auto options = method_options(*own, **recipe); !options) {
+        return tl::unexpected(options.error());
+    }
+    const auto store = method_store(*own);
+    return store ? Result<void>() : tl::unexpected(store.error());
+}
+
+Result<MethodConfig> method_config(const MethodArguments& arguments, std::string_view written,
+                                   const ModelInfo& model) {
+    const auto own = written_method(arguments, written);
+    if (!own) return tl::unexpected(own.error());
+    const auto recipe = find_recipe(own->method);
+    if (!recipe) return tl::unexpected(recipe.error());
+    const auto budget = method_budget(*own);
     if (!budget) return tl::unexpected(budget.error());
-    auto options = method_options(arguments, **recipe);
+    auto options = method_options(*own, **recipe);
     if (!options) return tl::unexpected(options.error());
-    auto scores = scores_of(arguments, **recipe, model);
+    const auto store = method_store(*own);
+    if (!store) return tl::unexpected(store.error());
+    // said here, too, as the engine would say it only when the prompt is read
+    if (const auto bytes = row_bytes(*store, model.head_dim_k, model.head_dim_v); !bytes) {
+        return tl::unexpected(bytes.error());
+    }
+    auto scores = scores_of(*own, **recipe, model);
     if (!scores) return tl::unexpected(scores.error());
-    return MethodConfig{std::string((*recipe)->name), *budget, *options, std::move(*scores)};
+    return MethodConfig{std::string((*recipe)->name), *budget, *options, std::move(*scores),
+                        *store};
 }
 
 std::vector<std::filesystem::path> score_folders() {

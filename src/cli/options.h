@@ -32,16 +32,25 @@ struct MethodArguments {
     bool force_scores = false;
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, sinks, reserve;
-    std::optional<std::string> pool, group_reduce, normalize;
+    std::optional<std::string> pool, group_reduce, normalize, kv_type;
     std::optional<double> beta, pyramid_beta, floor;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
 void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);
+// Methods are written as a name, and options of their own that go before those that all share:
+// "headkv-r2:kernel=13:kv-type=q8_0:q4_0". The arguments of one, with its name alone in `method`.
+// Errors (bad_input): unknown option; the name is not looked at.
+Result<MethodArguments> written_method(const MethodArguments& arguments, std::string_view written);
+// How reports name it: as written, and with the types of its rows where they are not f16.
+std::string method_title(std::string_view written, const StoreTypes& types);
+
 // What can be checked without a model: budget given once, well-formed, known names.
 Result<Budget> method_budget(const MethodArguments& arguments);
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);
+Result<StoreTypes> method_store(const MethodArguments& arguments);
+Result<void> check_method(const MethodArguments& arguments, std::string_view written);
 // Everything of one method; loads the head scores that it needs (--heads, or by fingerprint).
-Result<MethodConfig> method_config(const MethodArguments& arguments, const std::string& method,
+Result<MethodConfig> method_config(const MethodArguments& arguments, std::string_view written,
                                    const ModelInfo& model);
 // Folders where scores of known models are looked for, best first.
 std::vector<std::filesystem::path> score_folders();

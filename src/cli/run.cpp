@@ -30,6 +30,7 @@ struct Job {
     const RunArguments& arguments;
     std::unique_ptr<Engine> engine;
     RunContext context;
+    std::vector<std::string> titles;  // of the methods, in the order of the sequences
     std::vector<MethodRun> runs;
     std::optional<Error> output_error;  // stdout was closed or full
 
@@ -53,10 +54,7 @@ std::vector<std::string> method_names(const RunArguments& arguments) {
 // What is wrong without a look at the model is said before it is loaded.
 Result<void> check_arguments(const RunArguments& arguments) {
     for (const auto& name : method_names(arguments)) {
-        const auto recipe = find_recipe(name);
-        if (!recipe) return tl::unexpected(recipe.error());
-        const auto options = method_options(arguments.method, **recipe);
-        if (!options) return tl::unexpected(options.error());
+        if (auto checked = check_method(arguments.method, name); !checked) return checked;
     }
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
@@ -100,6 +98,10 @@ Result<void> load(Job& job) {
 Result<PrefillResult> prefill(Job& job, const std::vector<Token>& prompt) {
     auto configs = method_configs(job.arguments, job.model().info());
     if (!configs) return tl::unexpected(configs.error());
+    const auto names = method_names(job.arguments);
+    for (std::size_t i = 0; i < names.size(); ++i) {
+        job.titles.push_back(method_title(names[i], (*configs)[i].store));
+    }
     ProgressBar bar("reading");
     const PrefillOptions options{.progress = bar.callback(),
                                  .expected_new_tokens = job.arguments.generate.max_tokens};
@@ -136,20 +138,21 @@ void say_if_full(const SequenceInfo& info) {
     }
 }
 
-Result<void> print_heading(const Job& job, const SequenceInfo& info) {
+Result<void> print_heading(const Job& job, const SequenceInfo& info, const std::string& title) {
     if (job.json_on_stdout() || job.arguments.compare.empty()) return {};
     return print(fmt::format("{}== {} ({:.0f} rows per head)\n", job.runs.empty() ? "" : "\n",
-                             info.method, info.rows_kept_mean));
+                             title, info.rows_kept_mean));
 }
 
 Result<void> answer_all(Job& job, const PrefillResult& prefilled) {
-    for (const SequenceId sequence : prefilled.sequences) {
+    for (std::size_t i = 0; i < prefilled.sequences.size(); ++i) {
+        const SequenceId sequence = prefilled.sequences[i];
         const SequenceInfo info = job.engine->info(sequence);
         say_if_full(info);
-        if (auto printed = print_heading(job, info); !printed) return printed;
+        if (auto printed = print_heading(job, info, job.titles[i]); !printed) return printed;
         auto generation = answer(job, sequence, prefilled.logits);
         if (!generation) return tl::unexpected(generation.error());
-        job.runs.push_back({job.engine->info(sequence), std::move(*generation)});
+        job.runs.push_back({job.engine->info(sequence), std::move(*generation), job.titles[i]});
         job.engine->release(sequence);
         if (interrupted()) break;
     }
@@ -282,7 +285,8 @@ Result<std::vector<Turn>> converse(Job& job, const PromptText& text, ChatTemplat
         const SequenceInfo before = job.engine->info(sequence);
         auto generation = answer(job, sequence, logits);
         if (!generation) return tl::unexpected(generation.error());
-        turns.push_back({user, {job.engine->info(sequence), std::move(*generation)}});
+        turns.push_back(
+            {user, {job.engine->info(sequence), std::move(*generation), job.titles[0]}});
         print_turn(job, turns.back().run, turns.size() == 1);
         if (interrupted()) return turns;
         const auto next = read_line();
@@ -321,8 +325,12 @@ Result<void> run(RunArguments& arguments) {
     }
     const auto text = read_prompt(arguments.prompt);
     if (!text) return tl::unexpected(text.error());
-    Job job{
-        .arguments = arguments, .engine = nullptr, .context = {}, .runs = {}, .output_error = {}};
+    Job job{.arguments = arguments,
+            .engine = nullptr,
+            .context = {},
+            .titles = {},
+            .runs = {},
+            .output_error = {}};
     if (auto loaded = load(job); !loaded) return loaded;
     return arguments.chat ? run_chat(job, *text) : run_once(job, *text);
 }
@@ -375,7 +383,8 @@ void register_run(CLI::App& app, Status& status) {
     auto* compare =
         command
             ->add_option("--compare", arguments->compare,
-                         "more methods for the same prompt: read once, answered by each")
+                         "more methods for the same prompt: read once, answered by each; options "
+                         "of one: full:kv-type=q8_0")
             ->delimiter(',')
             ->allow_extra_args(false)
             ->type_name("METHOD,...")

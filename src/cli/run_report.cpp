@@ -69,7 +69,7 @@ std::string against_full(const MethodRun& full, const MethodRun& run) {
     return fmt::format(
         "{} against full: a cache {:.1f} times smaller, decoding {:.1f} times as "
         "fast, {}\n",
-        run.info.method, smaller, faster, same ? "the same answer" : "other words");
+        run.title, smaller, faster, same ? "the same answer" : "other words");
 }
 
 }  // namespace
@@ -124,6 +124,7 @@ Json run_json(const RunContext& context, const MethodRun& run) {
     const Generation& answer = run.generation;
     return {{"model", context.model},
             {"method", info.method},
+            {"title", run.title},
             {"prompt_tokens", context.prompt_tokens},
             {"generated_tokens", answer.tokens.size()},
             {"token_ids", answer.tokens},
@@ -138,7 +139,9 @@ Json run_json(const RunContext& context, const MethodRun& run) {
               {"bytes_held", info.held_bytes},
               {"bytes_allocated", info.allocated_bytes},
               {"share_of_full", share_of_full(info)},
-              {"runs_as_full", info.runs_as_full}}},
+              {"runs_as_full", info.runs_as_full},
+              {"type_k", name_of(info.store.keys)},
+              {"type_v", name_of(info.store.values)}}},
             {"time_ms",
              {{"load", context.load_ms},
               {"prefill", context.prefill_ms},
@@ -167,9 +170,10 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
                         per_second(static_cast<double>(context.prompt_tokens), context.prefill_ms),
                         compress_share);
     text += answer_line(answer);
-    text += fmt::format("cache    {}: {:.1f} rows per head, {}, {:.1f}% of the full {}\n",
+    text += fmt::format("cache    {}: {:.1f} rows per head, {} in {}, {:.1f}% of the full {}{}\n",
                         info.method, info.rows_kept_mean, bytes_text(info.plan_bytes),
-                        100 * share_of_full(info), bytes_text(info.full_bytes));
+                        name_of(info.store), 100 * share_of_full(info), bytes_text(info.full_bytes),
+                        info.store == StoreTypes() ? "" : " in f16");
     text += fmt::format("memory   peak {} resident; weights {}, prefill scratch {}, loaded in {}\n",
                         bytes_text(peak_resident_bytes()), bytes_text(context.weight_bytes),
                         bytes_text(context.scratch_bytes), human_ms(context.load_ms));
@@ -178,23 +182,24 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
 
 std::string turn_statistics(const MethodRun& run) {
     return answer_line(run.generation) +
-           fmt::format("cache    {}: {} tokens so far, {} of rows held\n", run.info.method,
-                       run.info.tokens, bytes_text(run.info.held_bytes));
+           fmt::format("cache    {}: {} tokens so far, {} of {} rows held\n", run.info.method,
+                       run.info.tokens, bytes_text(run.info.held_bytes), name_of(run.info.store));
 }
 
 std::string comparison_table(const std::vector<MethodRun>& runs) {
     std::vector<std::vector<std::string>> rows = {
-        {"method", "rows/head", "KV cache", "of full", "decode", "answer"}};
+        {"method", "rows/head", "type", "KV cache", "of full", "decode", "answer"}};
     for (const MethodRun& run : runs) {
-        rows.push_back({run.info.method, fmt::format("{:.1f}", run.info.rows_kept_mean),
-                        bytes_text(run.info.plan_bytes),
+        rows.push_back({run.title, fmt::format("{:.1f}", run.info.rows_kept_mean),
+                        name_of(run.info.store), bytes_text(run.info.plan_bytes),
                         fmt::format("{:.1f}%", 100 * share_of_full(run.info)),
                         fmt::format("{:.1f} tok/s", decode_speed(run.generation)),
                         abbreviate(run.generation.text, 60)});
     }
     std::string text = render_table(rows, true);
-    const auto full = std::find_if(runs.begin(), runs.end(),
-                                   [](const MethodRun& run) { return run.info.method == "full"; });
+    const auto full = std::find_if(runs.begin(), runs.end(), [](const MethodRun& run) {
+        return run.info.method == "full" && run.info.store == StoreTypes();
+    });
     if (full == runs.end()) return text;
     for (const MethodRun& run : runs) {
         if (&run != &*full) text += against_full(*full, run);

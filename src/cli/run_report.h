@@ -15,6 +15,7 @@ namespace headkv::cli {
 struct MethodRun {
     SequenceInfo info;
     Generation generation;
+    std::string title;  // method_title()
 };
 
 // What all methods of one call share: the model and the one prefill.

@@ -292,6 +292,21 @@ void QueryLog::resize(std::int64_t tokens) {
     *this = std::move(other);
 }
 
+namespace {
+
+bool holds_f16(const SequenceCache& cache) {
+    return cache.shape().type_k == kernels::RowType::f16 &&
+           cache.shape().type_v == kernels::RowType::f16;
+}
+
+// Width of an output row in partial results that are joined: the tiles' where they may be used.
+// They read f16 rows only; rows of other types are attended to one by one.
+std::int64_t part_stride(const SequenceCache& cache, std::int64_t dim_v) {
+    return holds_f16(cache) ? kernels::best().padded_dim(dim_v) : dim_v;
+}
+
+}  // namespace
+
 void DecodeAttention::prepare(std::span<const Slot> slots, std::int64_t layers) {
     slots_.assign(slots.begin(), slots.end());
     while (layers_.size() < size(layers)) layers_.push_back(std::make_unique<Layer>());
@@ -357,10 +372,11 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
     const HeadDims dims{shape_.dim_k, shape_.dim_v};
     const auto group = shape_.heads.group();
     const auto queries = slot.count * group;
-    const bool tiles = queries >= kTileQueries;
+    const auto& cache = *slot.cache;
+    const bool tiles = queries >= kTileQueries && holds_f16(cache);
     // Row-by-row and tiled results must have one stride to be joined.
     const auto padded = kernel.padded_dim(shape_.dim_v);
-    const auto stride = unit.state >= 0 || tiles ? padded : shape_.dim_v;
+    const auto stride = unit.state >= 0 || tiles ? part_stride(cache, shape_.dim_v) : shape_.dim_v;
     const bool use_tiles = tiles || stride != shape_.dim_v;
     const auto work_size = kernel.tile_work_floats(dims);
     float* memory = scratch(size(queries * (shape_.dim_k + padded + 2) + work_size));
@@ -372,7 +388,6 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
     gather_queries(shape_, floats(out->src[0]), slot.first, slot.count, unit.head, q);
     start_state(state, queries, stride);
 
-    const auto rows = slot.cache->head(layer, unit.head);
     thread_local std::vector<std::int64_t> visible;
     visible.resize(size(queries));
     const auto attend = [&](Rows part, bool causal) {
@@ -396,21 +411,17 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
                                 {state.max + i, state.sum + i, state.out + i * stride}, work);
         }
     };
-    attend({rows.keys + unit.begin * shape_.dim_k, rows.values + unit.begin * shape_.dim_v,
-            unit.end - unit.begin},
-           false);
+    attend(cache.rows(layer, unit.head, unit.begin, unit.end), false);
     if (unit.tail) {
-        auto* keys = rows.keys + rows.count * shape_.dim_k;
-        auto* values = rows.values + rows.count * shape_.dim_v;
+        const auto held = cache.head(layer, unit.head).count;
         const auto* new_keys = floats(out->src[1]) + unit.head * shape_.dim_k;
         const auto* new_values = floats(out->src[2]) + unit.head * shape_.dim_v;
         for (std::int64_t t = 0; t < slot.count; ++t) {
             const auto token = (slot.first + t) * shape_.heads.kv_heads;
-            kernel.to_half(new_keys + token * shape_.dim_k, keys + t * shape_.dim_k, shape_.dim_k);
-            kernel.to_half(new_values + token * shape_.dim_v, values + t * shape_.dim_v,
-                           shape_.dim_v);
+            slot.cache->store(layer, unit.head, held + t, new_keys + token * shape_.dim_k,
+                              new_values + token * shape_.dim_v);
         }
-        attend({keys, values, slot.count}, true);
+        attend(cache.rows(layer, unit.head, held, held + slot.count), true);
         if (slot.log != nullptr) {
             const auto width = group * shape_.dim_k;
             const auto skip = std::max<std::int64_t>(0, slot.count - slot.log->capacity);
@@ -433,9 +444,10 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
 // Joins the partial results of one (slot, head): the parts lie one after the other.
 void DecodeAttention::join(const Unit& last, std::int64_t layer, ggml_tensor* out) {
     const auto& slot = slots_[size(last.slot)];
-    const auto stride = kernels::best().padded_dim(shape_.dim_v);
+    const auto stride = part_stride(*slot.cache, shape_.dim_v);
     const auto queries = slot.count * shape_.heads.group();
-    const auto part_size = queries * (stride + 2);
+    // as prepare() laid them out
+    const auto part_size = queries * (kernels::best().padded_dim(shape_.dim_v) + 2);
     const auto& units = layers_[size(layer)]->units;
     const auto first = std::find_if(units.begin(), units.end(),
                                     [&](const Unit& unit) { return unit.join == last.join; });

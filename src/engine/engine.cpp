@@ -22,6 +22,18 @@ double now_ms() {
     return std::chrono::duration<double, std::milli>(now).count();
 }
 
+kernels::RowType row_type(StoreStep step) {
+    switch (step) {
+        case StoreStep::f16:
+            break;
+        case StoreStep::q8_0:
+            return kernels::RowType::q8_0;
+        case StoreStep::q4_0:
+            return kernels::RowType::q4_0;
+    }
+    return kernels::RowType::f16;
+}
+
 struct Sequence {
     PrefillTarget state;
     std::int64_t prompt_tokens = 0;
@@ -145,8 +157,10 @@ PrefillJob::~PrefillJob() = default;
 Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& config) const {
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
     const auto& info = model().info();
-    const auto method = Method::create(config, info.shape, static_cast<std::int64_t>(prompt.size()),
-                                       info.row_bytes);
+    const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
+    if (!bytes) return tl::unexpected(bytes.error());
+    const auto method =
+        Method::create(config, info.shape, static_cast<std::int64_t>(prompt.size()), *bytes);
     return method ? Result<void>() : tl::unexpected(method.error());
 }
 
@@ -159,11 +173,15 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     if (configs.empty()) return bad_input("a prefill needs at least one method");
     const auto& hyper = self.weights().hyper;
     const auto length = static_cast<std::int64_t>(prompt.size());
-    const CacheShape cache_shape{hyper.shape.layers, hyper.shape.kv_heads, hyper.head_dim_k,
-                                 hyper.head_dim_v};
     std::vector<PrefillTarget> targets;
     for (const auto& config : configs) {
-        auto method = Method::create(config, hyper.shape, length, self.model->info().row_bytes);
+        const auto bytes = row_bytes(config.store, hyper.head_dim_k, hyper.head_dim_v);
+        if (!bytes) return tl::unexpected(bytes.error());
+        const CacheShape cache_shape{
+            hyper.shape.layers, hyper.shape.kv_heads,        hyper.head_dim_k,
+            hyper.head_dim_v,   row_type(config.store.keys), row_type(config.store.values)};
+        assert(*bytes == cache_shape.row_bytes());
+        auto method = Method::create(config, hyper.shape, length, *bytes);
         if (!method) return tl::unexpected(method.error());
         const bool grows = method->recipe().allocate == AllocateStep::all;
         const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
@@ -329,19 +347,22 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
 std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence, std::int64_t layer,
                                                        std::int64_t queries) const {
     const auto& kernel = kernels::best();
+    const auto& cache = sequence.state.cache;
     const auto& log = sequence.state.log;
     std::vector<std::vector<float>> result;
     std::vector<float> q(size(shape.dim_k)), scores;
     for (std::int64_t head = 0; head < shape.heads.query_heads; ++head) {
-        const auto rows = sequence.state.cache.head(layer, head / shape.heads.group());
-        const auto count = std::min({queries, log.recorded(), rows.count});
-        std::vector<float> mean(size(rows.count), 0.0F);
-        scores.resize(size(rows.count));
+        const auto kv_head = head / shape.heads.group();
+        const auto held = cache.head(layer, kv_head).count;
+        const auto count = std::min({queries, log.recorded(), held});
+        std::vector<float> mean(size(held), 0.0F);
+        scores.resize(size(held));
         for (std::int64_t i = 0; i < count; ++i) {
             const float* from = log.at(log.written - count + i, layer) + head * shape.dim_k;
             for (std::int64_t d = 0; d < shape.dim_k; ++d) q[size(d)] = from[d] * shape.scale;
-            const auto seen = rows.count - count + i + 1;
-            kernel.dot_rows(q.data(), 1, rows.keys, seen, shape.dim_k, scores.data(), seen);
+            const auto seen = held - count + i + 1;
+            kernel.dot_keys(q.data(), 1, cache.rows(layer, kv_head, 0, seen), shape.dim_k,
+                            scores.data(), seen);
             kernel.softmax(scores.data(), seen);
             for (std::int64_t j = 0; j < seen; ++j) mean[size(j)] += scores[size(j)];
         }
@@ -549,7 +570,9 @@ SequenceInfo Engine::info(SequenceId sequence) const {
     info.plan_bytes = from.plan_bytes;
     info.held_bytes = from.state.cache.held_bytes();
     info.allocated_bytes = from.state.cache.allocated_bytes();
-    info.full_bytes = from.prompt_tokens * shape.layers * shape.heads * shape.row_bytes();
+    info.full_bytes =
+        from.prompt_tokens * shape.layers * shape.heads * impl_->model->info().row_bytes;
+    info.store = from.state.method.config().store;
     info.runs_as_full = from.state.method.runs_as_full();
     return info;
 }

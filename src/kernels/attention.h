@@ -94,6 +94,7 @@ struct Kernels {
     void (*softmax)(float* scores, std::int64_t count);
 
     void (*to_half)(const float* from, Half* to, std::int64_t count);
+    void (*to_float)(const Half* from, float* to, std::int64_t count);
 };
 
 // The best implementation that this CPU runs. `forced` ("portable", "avx2", ...) for tests; an

@@ -604,9 +604,15 @@ void to_half(const float* from, Half* to, std::int64_t count) {
     for (; i < count; ++i) to[i] = float_to_half_scalar(from[i]);
 }
 
+void to_float(const Half* from, float* to, std::int64_t count) {
+    std::int64_t i = 0;
+    for (; i + V::width <= count; i += V::width) V::store(to + i, V::load_half(from + i));
+    for (; i < count; ++i) to[i] = half_to_float(from[i]);
+}
+
 constexpr Kernels table(std::string_view name) {
     return {name,     attend_rows, attend_tiles, padded_dim, tile_work_floats,
-            dot_rows, dot_keys,    softmax,      to_half};
+            dot_rows, dot_keys,    softmax,      to_half,    to_float};
 }
 
 }  // namespace

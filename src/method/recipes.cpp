@@ -130,14 +130,6 @@ std::string_view name_of(SelectStep step) {
     return "?";
 }
 
-std::string_view name_of(StoreStep step) {
-    switch (step) {
-        case StoreStep::f16:
-            return "f16";
-    }
-    return "?";
-}
-
 std::string_view name_of(Pool pool) { return pool == Pool::max ? "max" : "avg"; }
 
 std::string_view name_of(GroupReduce reduce) {

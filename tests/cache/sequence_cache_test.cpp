@@ -1,9 +1,12 @@
-// The cache against a naive one: the same operations on vectors of rows, at odd sizes.
+// The cache against a naive one: the same operations on vectors of rows, at odd sizes and with
+// rows of every pair of types.
 #include "cache/sequence_cache.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -12,7 +15,9 @@
 namespace headkv {
 namespace {
 
+using kernels::RowType;
 using test::Random;
+using Bytes = std::vector<std::byte>;
 using KeepLists = std::vector<std::vector<std::int32_t>>;
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -20,13 +25,54 @@ std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 // Rows as plain vectors; slow and obvious.
 struct NaiveHead {
     std::vector<std::int32_t> positions;
-    std::vector<std::vector<Half>> keys, values;  // [rows][dim]
+    std::vector<Bytes> keys, values;  // [rows], as stored
 };
 using NaiveCache = std::vector<std::vector<NaiveHead>>;  // [layers][heads]
 
-std::vector<Half> random_halves(std::int64_t count, Random& random) {
-    std::vector<Half> values(at(count));
-    for (Half& value : values) value = static_cast<Half>(random.next());
+// Values of f16, exactly; quantised rows would not be exact, but both sides round the same ones.
+std::vector<float> random_values(std::int64_t count, Random& random) {
+    std::vector<float> values(at(count));
+    for (float& value : values) value = static_cast<float>(random.below(4096) - 2048) / 64;
+    return values;
+}
+
+std::vector<Half> halves(const std::vector<float>& values) {
+    std::vector<Half> result(values.size());
+    kernels::best().to_half(values.data(), result.data(), static_cast<std::int64_t>(values.size()));
+    return result;
+}
+
+Bytes stored(RowType type, const float* row, std::int64_t dim) {
+    Bytes bytes(at(kernels::row_bytes(type, dim)));
+    kernels::store_row(type, row, dim, bytes.data());
+    return bytes;
+}
+
+// What a stored row stands for, value by value.
+std::vector<float> values_of(RowType type, const std::byte* row, std::int64_t dim) {
+    std::vector<float> values(at(dim));
+    if (type == RowType::f16) {
+        std::vector<Half> half(at(dim));
+        std::memcpy(half.data(), row, half.size() * sizeof(Half));
+        kernels::best().to_float(half.data(), values.data(), dim);
+        return values;
+    }
+    constexpr auto kBlock = kernels::kQuantBlock;
+    for (std::int64_t i = 0; i < dim; ++i) {
+        const std::byte* block = row + i / kBlock * kernels::row_bytes(type, kBlock);
+        Half half = 0;
+        float scale = 0;
+        std::memcpy(&half, block, sizeof(half));
+        kernels::best().to_float(&half, &scale, 1);
+        const auto place = i % kBlock;
+        if (type == RowType::q8_0) {
+            values[at(i)] = scale * static_cast<float>(static_cast<std::int8_t>(block[2 + place]));
+            continue;
+        }
+        const auto both = static_cast<unsigned>(block[2 + place % (kBlock / 2)]);
+        const unsigned nibble = place < kBlock / 2 ? both & 15U : both >> 4;
+        values[at(i)] = scale * (static_cast<float>(nibble) - 8);
+    }
     return values;
 }
 
@@ -55,33 +101,31 @@ protected:
         const std::int64_t n = GetParam().tokens;
         naive.assign(at(shape().layers), {});
         for (std::int64_t layer = 0; layer < shape().layers; ++layer) {
-            const std::vector<Half> keys =
-                random_halves(shape().heads * n * shape().dim_k, random_);
-            const std::vector<Half> values =
-                random_halves(shape().heads * n * shape().dim_v, random_);
+            const auto keys = random_values(shape().heads * n * shape().dim_k, random_);
+            const auto values = random_values(shape().heads * n * shape().dim_v, random_);
             KeepLists keep;
             for (std::int64_t head = 0; head < shape().heads; ++head) {
                 keep.push_back(random_positions(n, random_));
                 naive[at(layer)].push_back(kept(keys, values, head, keep.back()));
             }
-            const auto filled = cache.fill(layer, {keys, values, n}, keep, reserve);
+            const auto half_keys = halves(keys), half_values = halves(values);
+            const auto filled = cache.fill(layer, {half_keys, half_values, n}, keep, reserve);
             ASSERT_TRUE(filled) << filled.error().message;
         }
     }
 
-    NaiveHead kept(const std::vector<Half>& keys, const std::vector<Half>& values,
+    NaiveHead kept(const std::vector<float>& keys, const std::vector<float>& values,
                    std::int64_t head, const std::vector<std::int32_t>& keep) const {
         NaiveHead result{keep, {}, {}};
         for (const std::int32_t p : keep) {
             const std::int64_t row = head * GetParam().tokens + p;
-            result.keys.push_back(row_of(keys, row, shape().dim_k));
-            result.values.push_back(row_of(values, row, shape().dim_v));
+            add_row(result, keys.data() + row * shape().dim_k, values.data() + row * shape().dim_v);
         }
         return result;
     }
-    static std::vector<Half> row_of(const std::vector<Half>& rows, std::int64_t row,
-                                    std::int64_t dim) {
-        return {rows.begin() + row * dim, rows.begin() + (row + 1) * dim};
+    void add_row(NaiveHead& head, const float* key, const float* value) const {
+        head.keys.push_back(stored(shape().type_k, key, shape().dim_k));
+        head.values.push_back(stored(shape().type_v, value, shape().dim_v));
     }
 
     // Writes `count` random rows behind the last ones of every head and declares them.
@@ -92,12 +136,10 @@ protected:
                 const SequenceCache::Head place = cache.head(layer, head);
                 for (std::int64_t i = 0; i < count; ++i) {
                     plain.positions.push_back(static_cast<std::int32_t>(first + i));
-                    plain.keys.push_back(random_halves(shape().dim_k, random_));
-                    plain.values.push_back(random_halves(shape().dim_v, random_));
-                    std::copy(plain.keys.back().begin(), plain.keys.back().end(),
-                              place.keys + (place.count + i) * shape().dim_k);
-                    std::copy(plain.values.back().begin(), plain.values.back().end(),
-                              place.values + (place.count + i) * shape().dim_v);
+                    const auto key = random_values(shape().dim_k, random_);
+                    const auto value = random_values(shape().dim_v, random_);
+                    add_row(plain, key.data(), value.data());
+                    cache.store(layer, head, place.count + i, key.data(), value.data());
                 }
             }
         }
@@ -128,11 +170,11 @@ protected:
                 ASSERT_LE(ours.count, ours.capacity);
                 ASSERT_TRUE(std::ranges::equal(cache.positions(layer, head), plain.positions));
                 for (std::int64_t row = 0; row < ours.count; ++row) {
-                    ASSERT_TRUE(std::equal(plain.keys[at(row)].begin(), plain.keys[at(row)].end(),
-                                           ours.keys + row * shape().dim_k));
-                    ASSERT_TRUE(std::equal(plain.values[at(row)].begin(),
-                                           plain.values[at(row)].end(),
-                                           ours.values + row * shape().dim_v));
+                    const Bytes &key = plain.keys[at(row)], &value = plain.values[at(row)];
+                    ASSERT_TRUE(
+                        std::equal(key.begin(), key.end(), ours.keys + row * shape().key_bytes()));
+                    ASSERT_TRUE(std::equal(value.begin(), value.end(),
+                                           ours.values + row * shape().value_bytes()));
                 }
                 rows += ours.count;
             }
@@ -234,6 +276,55 @@ INSTANTIATE_TEST_SUITE_P(OddSizes, CacheAgainstNaive,
                          testing::Values(Case{{1, 1, 1, 1}, 1}, Case{{2, 3, 5, 7}, 11},
                                          Case{{3, 2, 16, 16}, 64}, Case{{1, 8, 33, 1}, 129},
                                          Case{{4, 1, 64, 64}, 7}));
+
+std::vector<Case> cases_of_every_pair() {
+    std::vector<Case> cases;
+    for (const auto type_k : {RowType::f16, RowType::q8_0, RowType::q4_0}) {
+        for (const auto type_v : {RowType::f16, RowType::q8_0, RowType::q4_0}) {
+            cases.push_back({{2, 3, 32, 96, type_k, type_v}, 11});
+            cases.push_back({{1, 2, 128, 64, type_k, type_v}, 67});
+        }
+    }
+    // a dim that no block divides, beside quantised rows of the other kind
+    cases.push_back({{2, 3, 33, 32, RowType::f16, RowType::q4_0}, 13});
+    cases.push_back({{2, 3, 64, 7, RowType::q8_0, RowType::f16}, 13});
+    return cases;
+}
+INSTANTIATE_TEST_SUITE_P(EveryPairOfTypes, CacheAgainstNaive,
+                         testing::ValuesIn(cases_of_every_pair()));
+
+TEST(StoredRows, StandForTheirValues) {
+    Random random(5);
+    const std::int64_t dim = 96, tokens = 9;
+    const auto keys = random_values(tokens * dim, random), values = keys;
+    const auto half = halves(keys);
+    for (const auto type : {RowType::f16, RowType::q8_0, RowType::q4_0}) {
+        SequenceCache cache({1, 1, dim, dim, type, type});
+        ASSERT_TRUE(cache.fill(0, {half, half, tokens}, {{0, 2, 3, 8}}, 1));
+        cache.store(0, 0, 4, keys.data() + dim, values.data() + dim);
+        cache.append(tokens, 1);
+        const std::int64_t kept[] = {0, 2, 3, 8, 1};
+        for (std::int64_t row = 0; row < 5; ++row) {
+            const auto place = cache.head(0, 0);
+            for (const std::byte* from : {place.keys + row * cache.shape().key_bytes(),
+                                          place.values + row * cache.shape().value_bytes()}) {
+                const auto ours = values_of(type, from, dim);
+                for (std::int64_t i = 0; i < dim; ++i) {
+                    const float* right = keys.data() + kept[row] * dim;
+                    const float* block = right + i / 32 * 32;
+                    float most = 0;
+                    for (int j = 0; j < 32; ++j) most = std::max(most, std::abs(block[j]));
+                    // half a step and the rounding of the scale; with 4 bits the far end of the
+                    // range is cut by up to a whole step
+                    const float step = type == RowType::f16    ? 0
+                                       : type == RowType::q8_0 ? most / 127 * 0.57F
+                                                               : most / 8 * 1.01F;
+                    ASSERT_NEAR(ours[at(i)], right[i], step) << row << " " << i;
+                }
+            }
+        }
+    }
+}
 
 }  // namespace
 }  // namespace headkv

@@ -271,7 +271,7 @@ TEST_F(Commands, CompletionKnowsEveryFlag) {
     }
     write_file(folder / "complete.bash", call({"completion", "bash"}).out);
     const std::string question = "bash -c 'source " + path("complete.bash") +
-                                 "; COMP_WORDS=(headkv run --kv); COMP_CWORD=2; _headkv; "
+                                 "; COMP_WORDS=(headkv run --kv-b); COMP_CWORD=2; _headkv; "
                                  "test \"${COMPREPLY[*]}\" = --kv-bytes'";
     EXPECT_EQ(std::system(question.c_str()), 0);
     expect_refused(call({"completion", "cmd"}), "bash");

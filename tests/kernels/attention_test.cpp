@@ -1,6 +1,7 @@
 // Every attention kernel of this CPU against naive loops in f64, at even and odd sizes.
 #include "kernels/attention.h"
 
+#include <ggml.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -208,6 +209,22 @@ TEST_P(AttentionKernels, HalfConversionRoundsToNearestEven) {
     std::vector<Half> to(from.size());
     kernel->to_half(from.data(), to.data(), static_cast<std::int64_t>(from.size()));
     for (std::size_t i = 0; i < from.size(); ++i) EXPECT_EQ(to[i], expected[i]) << from[i];
+}
+
+TEST_P(AttentionKernels, EveryHalfBecomesItsFloatAndBack) {
+    std::vector<Half> from;
+    for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+        const bool nan = (bits & 0x7FFF) > 0x7C00;
+        if (!nan) from.push_back(static_cast<Half>(bits));
+    }
+    std::vector<float> floats(from.size());
+    std::vector<Half> back(from.size());
+    kernel->to_float(from.data(), floats.data(), static_cast<std::int64_t>(from.size()));
+    kernel->to_half(floats.data(), back.data(), static_cast<std::int64_t>(from.size()));
+    EXPECT_EQ(back, from);
+    for (std::size_t i = 0; i < from.size(); ++i) {
+        ASSERT_EQ(floats[i], ggml_fp16_to_fp32(from[i])) << from[i];
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, AttentionKernels, testing::Values("portable", "avx2", "avx512"),

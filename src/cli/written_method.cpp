@@ -1,0 +1,107 @@
+// Methods with options of their own, as "headkv-r2:window=24:kv-type=q8_0".
+#include <array>
+#include <charconv>
+#include <system_error>
+#include <utility>
+
+#include "cli/options.h"
+
+namespace headkv::cli {
+
+namespace {
+
+template <class T>
+Result<T> number(std::string_view text, std::string_view option) {
+    T value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size()) {
+        return bad_input("{}={} is no number", option, text);
+    }
+    return value;
+}
+
+// "kernel=13".
+Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
+    const std::size_t equals = option.find('=');
+    const std::string_view name = option.substr(0, equals);
+    const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 6> integers = {
+        {{"window", &arguments.window},
+         {"protect", &arguments.protect},
+         {"observe", &arguments.observe},
+         {"kernel", &arguments.kernel},
+         {"sinks", &arguments.sinks},
+         {"reserve", &arguments.reserve}}};
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 3> reals = {
+        {{"beta", &arguments.beta},
+         {"pyramid-beta", &arguments.pyramid_beta},
+         {"floor", &arguments.floor}}};
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 4> names = {
+        {{"pool", &arguments.pool},
+         {"group-reduce", &arguments.group_reduce},
+         {"normalize", &arguments.normalize},
+         {"kv-type", &arguments.kv_type}}};
+    for (const auto& [known, target] : integers) {
+        if (known != name) continue;
+        const auto value = number<std::int64_t>(text, name);
+        if (!value) return tl::unexpected(value.error());
+        *target = *value;
+        return {};
+    }
+    for (const auto& [known, target] : reals) {
+        if (known != name) continue;
+        const auto value = number<double>(text, name);
+        if (!value) return tl::unexpected(value.error());
+        *target = *value;
+        return {};
+    }
+    for (const auto& [known, target] : names) {
+        if (known != name) continue;
+        *target = text;
+        return {};
+    }
+    return bad_input(
+        "option {} of a method is unknown; known are window, protect, observe, kernel, sinks, "
+        "reserve, beta, pyramid-beta, floor, normalize, pool, group-reduce, kv-type",
+        name);
+}
+
+// The options behind the name; a part without "=" goes on with the value of the one before it, as
+// in "kv-type=q8_0:q4_0".
+std::vector<std::string> split_options(std::string_view text) {
+    std::vector<std::string> options;
+    while (!text.empty()) {
+        const std::size_t end = std::min(text.find(':'), text.size());
+        const std::string_view part = text.substr(0, end);
+        if (part.find('=') == std::string_view::npos && !options.empty()) {
+            options.back().append(":").append(part);
+        } else if (!part.empty()) {
+            options.emplace_back(part);
+        }
+        text.remove_prefix(std::min(end + 1, text.size()));
+    }
+    return options;
+}
+
+}  // namespace
+
+Result<MethodArguments> written_method(const MethodArguments& arguments, std::string_view written) {
+    MethodArguments own = arguments;
+    const std::size_t colon = std::min(written.find(':'), written.size());
+    own.method = written.substr(0, colon);
+    for (const auto& option : split_options(written.substr(std::min(colon + 1, written.size())))) {
+        if (auto applied = apply_option(own, option); !applied) {
+            return tl::unexpected(applied.error());
+        }
+    }
+    return own;
+}
+
+std::string method_title(std::string_view written, const StoreTypes& types) {
+    std::string title(written);
+    const bool said = written.find(":kv-type=") != std::string_view::npos;
+    if (types != StoreTypes() && !said) title += ":kv-type=" + name_of(types);
+    return title;
+}
+
+}  // namespace headkv::cli
