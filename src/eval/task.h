@@ -21,6 +21,11 @@
 
 namespace headkv {
 
+struct TaskTurn {
+    std::string question;
+    std::vector<std::string> answers;  // at least one; the first is the reference
+};
+
 struct TaskExample {
     std::string id;                    // unique in its task
     std::string group;                 // a line of the report: a dataset, a length; may be empty
@@ -28,6 +33,15 @@ struct TaskExample {
     std::string question;              // may be empty where the context asks
     std::vector<std::string> answers;  // at least one; the first is the reference
     std::vector<std::string> labels;   // for Metric::labels
+
+    // Where the examples of a task differ; unset: as TaskSettings has it.
+    std::optional<Metric> metric = {};
+    std::optional<std::int64_t> max_tokens = {};
+    std::optional<bool> first_line = {};
+    bool raw = false;  // never in a chat template, as a benchmark prescribes for few-shot prompts
+
+    // Further questions to the same cache, each behind the answers before it.
+    std::vector<TaskTurn> turns = {};
 };
 
 // A line of a data file that could not be used.

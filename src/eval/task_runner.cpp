@@ -10,22 +10,21 @@ namespace headkv {
 
 Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
                   std::int64_t& cut) {
-    auto prompt = question_prompt(model, example.context, example.question, settings.chat);
+    const auto chat = example.raw ? std::nullopt : settings.chat;
+    auto prompt = question_prompt(model, example.context, example.question, chat);
     if (!prompt) return tl::unexpected(prompt.error());
     Asked asked;
-    asked.reference =
-        answer_tokens(model.tokenizer(), example.answers[0], settings.chat.has_value());
+    asked.reference = answer_tokens(model.tokenizer(), example.answers[0], chat.has_value());
     if (asked.reference.empty()) return bad_input("{}: its answer has no tokens", example.id);
-    asked.max_tokens = settings.max_tokens;
-    asked.first_line = settings.first_line;
+    asked.max_tokens = example.max_tokens.value_or(settings.max_tokens);
+    asked.first_line = example.first_line.value_or(settings.first_line);
 
     std::size_t behind = 0;  // tokens from the question on
     if (!settings.query_aware) {
         // Where the prompt parts from that of another question: whatever the template does, what
         // stands before is the same for all.
         const bool digit = !example.question.empty() && example.question[0] == '0';
-        const auto other =
-            question_prompt(model, example.context, digit ? "Why" : "0", settings.chat);
+        const auto other = question_prompt(model, example.context, digit ? "Why" : "0", chat);
         if (!other) return tl::unexpected(other.error());
         const auto [mine, theirs] =
             std::mismatch(prompt->begin(), prompt->end(), other->begin(), other->end());
@@ -38,7 +37,7 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
     const std::int64_t context = model.info().context;
     const auto length = static_cast<std::int64_t>(prompt->size());
     const auto answer =
-        std::max(settings.max_tokens, static_cast<std::int64_t>(asked.reference.size()));
+        std::max(asked.max_tokens, static_cast<std::int64_t>(asked.reference.size()));
     cut = 0;
     if (context > 0 && length + answer > context) {
         const auto limit = std::max<std::int64_t>(context - answer, context / 2);
@@ -67,16 +66,16 @@ Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
         return result;
     }
     result.prompt_tokens = static_cast<std::int64_t>(asked->prompt.size());
+    const Metric metric = example.metric.value_or(settings.metric);
     auto answered = answer_with_all(engine, *asked, configs, progress);
     if (!answered) return tl::unexpected(answered.error());
     for (Answered& one : *answered) {
         TaskAnswer answer;
         answer.method = std::move(one.method);
         answer.rows = one.rows;
-        answer.score =
-            settings.metric == Metric::labels
-                ? label_score(one.text, example.question, example.answers[0], example.labels)
-                : score_answer(settings.metric, one.text, example.answers);
+        answer.score = metric == Metric::labels ? label_score(one.text, example.question,
+                                                              example.answers[0], example.labels)
+                                                : score_answer(metric, one.text, example.answers);
         const auto& each = one.log_probability;
         answer.log_probability =
             std::accumulate(each.begin(), each.end(), 0.0) / static_cast<double>(each.size());
