@@ -88,12 +88,21 @@ Result<StoreTypes> parse_store_types(std::string_view text);
 // in blocks of 32 values, and a head dim that is no multiple of that.
 Result<std::int64_t> row_bytes(const StoreTypes& types, std::int64_t dim_k, std::int64_t dim_v);
 
+// How a device stores the heads of a layer: in at most `groups` groups of equal capacity, each a
+// multiple of `multiple` rows. Plans are made for it, so that padding is used and not wasted.
+struct RowLayout {
+    std::int64_t multiple = 1;
+    std::int64_t groups = 0;  // 0: every head has its own capacity
+    bool operator==(const RowLayout&) const = default;
+};
+
 struct MethodConfig {
     std::string method = "headkv-r2";
     Budget budget;
     MethodOptions options;
     std::shared_ptr<const HeadScores> scores;  // for head_importance; null otherwise
     StoreTypes store = {};
+    RowLayout layout = {};
 };
 
 // Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.

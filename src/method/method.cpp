@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "method/allocate.h"
+#include "method/layout.h"
 #include "method/select.h"
 
 namespace headkv {
@@ -237,6 +238,7 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     method.rows_ = *rows;
     method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
     method.plan_ = allocate(**recipe, config, shape, *rows, prompt_tokens);
+    if (!method.full_) method.plan_ = fit_to_layout(method.plan_, config.layout, prompt_tokens);
     method.bound_ =
         method.full_
             ? extend_to_budget(method.plan_, allocate(**recipe, config, shape, *rows, kUnbounded))
@@ -274,6 +276,7 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
         rows = allocate_adaptive(unprotected(values, shape_.kv_heads, options.protect),
                                  shape_.kv_heads, total, always_kept(options), options.floor,
                                  options.normalize);
+        rows = fit_to_layout({1, shape_.kv_heads, std::move(rows)}, config_.layout, prompt_).rows;
     }
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
