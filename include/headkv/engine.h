@@ -23,7 +23,12 @@ struct EngineOptions {
     Precision precision = Precision::exact;  // fast has not been measured yet (docs/performance.md)
     // For tests: `fast` computes in bf16 on every CPU, slowly where there are no units for it.
     bool bf16_anywhere = false;
-    std::int64_t chunk = 512;  // most prompt tokens a prefill step computes at once
+    // Most prompt tokens a prefill step computes at once; devices take 2048 unless told otherwise.
+    std::int64_t chunk = 512;
+    std::int64_t slots =
+        1;  // sequences expected to decode together: devices reserve memory for them
+    // For tests: computes with ggml's own operations alone, as on a GPU, on every device.
+    bool stock_operations = false;
 };
 
 using SequenceId = std::int64_t;
@@ -47,6 +52,8 @@ struct PrefillResult {
 struct DecodeInput {
     SequenceId sequence = 0;
     Token token = 0;
+    // Where no input of a call wants logits, best() tells the most probable next tokens: devices
+    // find them without sending the logits.
     bool want_logits = true;
 };
 
@@ -122,6 +129,8 @@ public:
     // vocabulary.
     Result<void> decode(std::span<const DecodeInput> inputs);
     std::span<const float> logits(std::size_t input) const;  // [vocabulary] after inputs[input]
+    // The most probable token after inputs[input]; -1 where neither was computed.
+    Token best(std::size_t input) const;
 
     // A further turn or a long text: decode() in pieces of at most `chunk` tokens. Returns the
     // logits after the last one.
@@ -141,7 +150,8 @@ public:
     std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId sequence) const;
 
     // Attention weights of the newest query of one layer over the rows held: [query_heads][rows],
-    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration.
+    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration; nothing
+    // on other devices than the CPU.
     std::vector<std::vector<float>> attention(SequenceId sequence, std::int64_t layer) const;
 
 private:

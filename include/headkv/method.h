@@ -134,6 +134,8 @@ public:
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
     std::int64_t observe() const;  // last prompt queries whose attention is needed; 0: none
+    // The same for a re-selection while decoding, which a prompt below the budget may need, too.
+    std::int64_t observe_answer() const;
 
     // Keep lists of one layer after prefill: [kv_heads] sorted positions.
     // `observed` [query_heads][prompt_tokens] f32: attention of the last observe() queries (softmax

@@ -69,9 +69,11 @@ private:
 Result<void> decode_steps(Engine& engine, const std::vector<SequenceId>& sequences,
                           std::span<const Token> tokens) {
     std::vector<DecodeInput> inputs(sequences.size());
+    // The next tokens are what an answer needs: a device finds them itself, see DecodeInput.
+    const bool logits = engine.model().info().device == "cpu";
     for (const Token token : tokens) {
         for (std::size_t i = 0; i < inputs.size(); ++i) {
-            inputs[i] = {.sequence = sequences[i], .token = token};
+            inputs[i] = {.sequence = sequences[i], .token = token, .want_logits = logits};
         }
         if (auto decoded = engine.decode(inputs); !decoded) return decoded;
     }

@@ -1,6 +1,7 @@
 // `headkv bench`: speed and memory at given depths, methods and numbers of sequences.
 #include "bench/bench.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -145,7 +146,9 @@ Result<void> bench(const BenchArguments& arguments) {
     if (!model) return tl::unexpected(model.error());
     const auto cases = bench_cases(arguments, (*model)->info());
     if (!cases) return tl::unexpected(cases.error());
-    const auto engine = Engine::create(*model, arguments.model.engine);
+    EngineOptions options = arguments.model.engine;
+    options.slots = *std::max_element(arguments.slots.begin(), arguments.slots.end());
+    const auto engine = Engine::create(*model, options);
     if (!engine) return tl::unexpected(engine.error());
     BenchReport report;
     report.model = model_title((*model)->info());

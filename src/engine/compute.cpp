@@ -7,6 +7,7 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
     result->threads_ = model.info().threads;
     result->backend_.reset(ggml_backend_dev_init(model.impl().device, nullptr));
     if (!result->backend_) return failure("cannot start the {} backend", model.info().device);
+    if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) return result;
     // One pool for all graphs: threads that stay awake between the steps of an answer.
     auto params = ggml_threadpool_params_default(result->threads_);
     result->pool_.reset(ggml_threadpool_new(&params));
@@ -20,6 +21,13 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
 
 Result<void> Compute::run(ggml_cgraph* graph) const {
     const auto status = ggml_backend_graph_compute(backend_.get(), graph);
+    if (status == GGML_STATUS_SUCCESS) return {};
+    return failure("{} cannot compute: {}", ggml_backend_name(backend_.get()),
+                   ggml_status_to_string(status));
+}
+
+Result<void> Compute::start(ggml_cgraph* graph) const {
+    const auto status = ggml_backend_graph_compute_async(backend_.get(), graph);
     if (status == GGML_STATUS_SUCCESS) return {};
     return failure("{} cannot compute: {}", ggml_backend_name(backend_.get()),
                    ggml_status_to_string(status));

@@ -24,6 +24,8 @@ public:
     int threads() const { return threads_; }
     // Error (failure): the backend reports one (out of memory, device lost).
     Result<void> run(ggml_cgraph* graph) const;
+    // The same without waiting, on devices that can: what is queued runs in order.
+    Result<void> start(ggml_cgraph* graph) const;
 
 private:
     Compute() = default;

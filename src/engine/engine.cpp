@@ -9,7 +9,9 @@
 #include <new>
 #include <numeric>
 
+#include "engine/device_engine.h"
 #include "engine/prefill.h"
+#include "engine/text_probabilities.h"
 
 namespace headkv {
 
@@ -64,6 +66,7 @@ struct Engine::Impl {
     std::shared_ptr<const Model> model;
     EngineOptions options;
     std::unique_ptr<Compute> compute;
+    std::unique_ptr<DeviceEngine> device;  // null: this CPU's own kernels, and what follows
     AttentionShape shape;
     DecodeAttention attention{{}};
     std::map<SequenceId, Sequence> sequences;
@@ -71,6 +74,7 @@ struct Engine::Impl {
     std::list<StepGraph> graphs;         // most recently used first
     std::vector<float> logits;           // [outputs][vocabulary] of the last decode
     std::vector<std::int64_t> logit_of;  // [inputs] row in `logits`, -1 if not wanted
+    std::vector<Token> best;             // [inputs] of a step on a device that wanted no logits
 
     const Model::Impl& weights() const { return model->impl(); }
     Prefill::Options prefill_options(bool all_tokens) const {
@@ -94,6 +98,9 @@ struct Engine::Impl {
         Sequence* sequence;
     };
     Result<void> run_step(std::span<const DecodeInput> inputs, std::span<const Item> items);
+    Result<void> decode_on_device(std::span<const DecodeInput> inputs,
+                                  const std::map<SequenceId, std::vector<std::size_t>>& queue);
+    bool holds(SequenceId id) const { return device ? device->holds(id) : sequences.contains(id); }
 };
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -112,6 +119,9 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     impl->model = std::move(model);
     impl->options = options;
     impl->compute = std::move(*compute);
+    if (impl->model->info().device != "cpu" || options.stock_operations) {
+        impl->device = std::make_unique<DeviceEngine>(*impl->compute, impl->model, options);
+    }
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -145,7 +155,8 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
 
 struct PrefillJob::Impl {
     Engine::Impl* engine = nullptr;
-    std::unique_ptr<Prefill> prefill;
+    std::unique_ptr<Prefill> prefill;  // one of the two
+    std::unique_ptr<DevicePrefill> device;
     double spent_ms = 0;
 };
 
@@ -171,6 +182,12 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     auto& self = *impl_;
     if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
     if (configs.empty()) return bad_input("a prefill needs at least one method");
+    if (self.device) {
+        auto prefill = self.device->start_prefill(prompt, configs, expected_new_tokens);
+        if (!prefill) return tl::unexpected(prefill.error());
+        return PrefillJob(std::make_unique<PrefillJob::Impl>(
+            PrefillJob::Impl{&self, nullptr, std::move(*prefill), now_ms() - start}));
+    }
     const auto& hyper = self.weights().hyper;
     const auto length = static_cast<std::int64_t>(prompt.size());
     std::vector<PrefillTarget> targets;
@@ -194,29 +211,46 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
                                    self.prefill_options(false));
     if (!prefill) return tl::unexpected(prefill.error());
     return PrefillJob(std::make_unique<PrefillJob::Impl>(
-        PrefillJob::Impl{&self, std::move(*prefill), now_ms() - start}));
+        PrefillJob::Impl{&self, std::move(*prefill), nullptr, now_ms() - start}));
 }
 
 Result<bool> PrefillJob::step(std::int64_t most_tokens) {
     const auto start = now_ms();
-    auto done = impl_->prefill->step(most_tokens);
+    auto done = impl_->device ? impl_->device->step() : impl_->prefill->step(most_tokens);
     impl_->spent_ms += now_ms() - start;
     return done;
 }
 
-std::int64_t PrefillJob::done() const { return impl_->prefill->done(); }
-std::int64_t PrefillJob::layer() const { return impl_->prefill->layer(); }
+std::int64_t PrefillJob::done() const {
+    return impl_->device ? impl_->device->done() : impl_->prefill->done();
+}
+std::int64_t PrefillJob::layer() const {
+    return impl_->device ? impl_->device->layer() : impl_->prefill->layer();
+}
 std::int64_t PrefillJob::total() const {
-    return impl_->prefill->tokens() * impl_->engine->shape.heads.layers;
+    const auto tokens = impl_->device ? impl_->device->tokens() : impl_->prefill->tokens();
+    return tokens * impl_->engine->shape.heads.layers;
 }
 
 Result<PrefillResult> PrefillJob::finish() {
     const auto start = now_ms();
     auto& self = *impl_->engine;
-    auto& prefill = *impl_->prefill;
-    const auto length = prefill.tokens();
     assert(done() == total());
     PrefillResult result;
+    if (impl_->device) {
+        auto& reader = *impl_->device;
+        auto logits = reader.logits(reader.tokens() - 1, 1);
+        if (!logits) return tl::unexpected(logits.error());
+        result.logits = std::move(*logits);
+        result.compress_ms = reader.compress_ms();
+        result.scratch_bytes = reader.scratch_bytes();
+        result.sequences = self.device->take(reader, self.next_id);
+        impl_->device.reset();
+        result.prefill_ms = impl_->spent_ms + now_ms() - start;
+        return result;
+    }
+    auto& prefill = *impl_->prefill;
+    const auto length = prefill.tokens();
     auto logits = prefill.logits(length - 1, 1);
     if (!logits) return tl::unexpected(logits.error());
     result.logits = std::move(*logits);
@@ -261,6 +295,7 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
                                                      const Progress& progress) {
     auto& self = *impl_;
     if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
+    if (self.device) return self.device->log_probabilities(text, progress);
     auto prefill =
         Prefill::create(*self.compute, *self.model, text, {}, self.prefill_options(true));
     if (!prefill) return tl::unexpected(prefill.error());
@@ -275,24 +310,10 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
                 Error{ErrorKind::interrupted, "interrupted while reading the text"});
         }
     }
-    const auto vocabulary = self.model->info().vocabulary;
-    const auto count = static_cast<std::int64_t>(text.size()) - 1;
-    std::vector<float> result;
-    constexpr std::int64_t kAtOnce = 32;  // bounds the logits held: 32 x 152k x 4 bytes = 19 MB
-    for (std::int64_t first = 0; first < count; first += kAtOnce) {
-        const auto some = std::min(kAtOnce, count - first);
-        const auto logits = (*prefill)->logits(first, some);
-        if (!logits) return tl::unexpected(logits.error());
-        for (std::int64_t i = 0; i < some; ++i) {
-            const std::span<const float> row(logits->data() + i * vocabulary, size(vocabulary));
-            const double top = *std::max_element(row.begin(), row.end());
-            double sum = 0;
-            for (const float value : row) sum += std::exp(static_cast<double>(value) - top);
-            const auto target = row[size(text[size(first + i + 1)])];
-            result.push_back(static_cast<float>(target - top - std::log(sum)));
-        }
-    }
-    return result;
+    const auto read = [&](std::int64_t first, std::int64_t count) {
+        return (*prefill)->logits(first, count);
+    };
+    return text_log_probabilities(text, self.model->info().vocabulary, read);
 }
 
 // --- decode
@@ -379,8 +400,8 @@ void Engine::Impl::reselect(Sequence& sequence) {
     const auto group = shape.heads.group();
     for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
         std::vector<std::vector<float>> attention_of;
-        if (state.method.observe() > 0)
-            attention_of = observed(sequence, layer, state.method.observe());
+        if (state.method.observe_answer() > 0)
+            attention_of = observed(sequence, layer, state.method.observe_answer());
         for (std::int64_t head = 0; head < heads; ++head) {
             const auto count = state.cache.head(layer, head).count;
             const auto bound =
@@ -455,19 +476,48 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
     return {};
 }
 
+// One token of every sequence at a time.
+Result<void> Engine::Impl::decode_on_device(
+    std::span<const DecodeInput> inputs,
+    const std::map<SequenceId, std::vector<std::size_t>>& queue) {
+    best.assign(inputs.size(), -1);
+    for (std::size_t round = 0;; ++round) {
+        std::vector<DecodeInput> now;
+        std::vector<std::size_t> from;
+        bool want_logits = false;
+        for (const auto& [id, waiting] : queue) {
+            if (round >= waiting.size()) continue;
+            from.push_back(waiting[round]);
+            now.push_back(inputs[waiting[round]]);
+            want_logits = want_logits || now.back().want_logits;
+        }
+        if (now.empty()) return {};
+        if (auto done = device->step(now, want_logits); !done) return done;
+        for (std::size_t i = 0; i < now.size(); ++i) {
+            if (!want_logits) best[from[i]] = device->best(i);
+            if (!now[i].want_logits) continue;
+            const auto row = device->logits(i);
+            logit_of[from[i]] = static_cast<std::int64_t>(logits.size()) / model->info().vocabulary;
+            logits.insert(logits.end(), row.begin(), row.end());
+        }
+    }
+}
+
 Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
     auto& self = *impl_;
     const auto context = self.model->info().context;
     std::map<SequenceId, std::vector<std::size_t>> queue;  // inputs of each sequence, in order
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-        const auto found = self.sequences.find(inputs[i].sequence);
-        if (found == self.sequences.end()) return bad_input("no sequence {}", inputs[i].sequence);
+        if (!self.holds(inputs[i].sequence)) {
+            return bad_input("no sequence {}", inputs[i].sequence);
+        }
         const Token token = inputs[i].token;
         if (auto checked = self.check_tokens({&token, 1}); !checked) return checked;
         queue[inputs[i].sequence].push_back(i);
     }
     for (const auto& [id, waiting] : queue) {
-        const auto total = self.sequences.at(id).tokens + static_cast<std::int64_t>(waiting.size());
+        const auto before = self.device ? self.device->tokens(id) : self.sequences.at(id).tokens;
+        const auto total = before + static_cast<std::int64_t>(waiting.size());
         if (total > context) {
             return bad_input(
                 "the conversation would have {} tokens, {} more than the model's context of {}",
@@ -476,6 +526,7 @@ Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
     }
     self.logits.clear();
     self.logit_of.assign(inputs.size(), -1);
+    if (self.device) return self.decode_on_device(inputs, queue);
     std::map<SequenceId, std::size_t> done;
     while (true) {
         std::vector<Impl::Item> items;
@@ -489,7 +540,7 @@ Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
             }
             auto room = state.cache.room();
             // The last queries before the reserve is full do the next selection.
-            const auto observe = state.method.observe();
+            const auto observe = state.method.observe_answer();
             if (observe > state.log.capacity &&
                 state.method.recipe().allocate != AllocateStep::all) {
                 if (room <= observe) {
@@ -515,6 +566,14 @@ std::span<const float> Engine::logits(std::size_t input) const {
     return {impl_->logits.data() + row * vocabulary, size(vocabulary)};
 }
 
+Token Engine::best(std::size_t input) const {
+    if (impl_->logit_of.at(input) >= 0) {
+        const auto row = logits(input);
+        return static_cast<Token>(std::max_element(row.begin(), row.end()) - row.begin());
+    }
+    return input < impl_->best.size() ? impl_->best[input] : -1;
+}
+
 Result<std::vector<float>> Engine::extend(SequenceId sequence, std::span<const Token> tokens) {
     if (tokens.empty()) return bad_input("no tokens to extend the sequence with");
     for (std::size_t first = 0; first < tokens.size();) {
@@ -533,11 +592,15 @@ Result<std::vector<float>> Engine::extend(SequenceId sequence, std::span<const T
 // --- sequences
 // -------------------------------------------------------------------------------------
 
-void Engine::release(SequenceId sequence) { impl_->sequences.erase(sequence); }
+void Engine::release(SequenceId sequence) {
+    if (impl_->device) return impl_->device->release(sequence);
+    impl_->sequences.erase(sequence);
+}
 
 Result<SequenceId> Engine::copy(SequenceId sequence) {
+    if (!impl_->holds(sequence)) return bad_input("no sequence {}", sequence);
+    if (impl_->device) return impl_->device->copy(sequence, impl_->next_id);
     const auto found = impl_->sequences.find(sequence);
-    if (found == impl_->sequences.end()) return bad_input("no sequence {}", sequence);
     const auto& from = found->second;
     try {
         Sequence twin{
@@ -555,8 +618,9 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
 }
 
 SequenceInfo Engine::info(SequenceId sequence) const {
+    if (!impl_->holds(sequence)) return {};
+    if (impl_->device) return impl_->device->info(sequence);
     const auto found = impl_->sequences.find(sequence);
-    if (found == impl_->sequences.end()) return {};
     const auto& from = found->second;
     const auto& shape = from.state.cache.shape();
     SequenceInfo info;
@@ -579,8 +643,9 @@ SequenceInfo Engine::info(SequenceId sequence) const {
 
 std::vector<std::vector<std::vector<std::int32_t>>> Engine::positions(SequenceId sequence) const {
     std::vector<std::vector<std::vector<std::int32_t>>> result;
+    if (!impl_->holds(sequence)) return result;
+    if (impl_->device) return impl_->device->positions(sequence);
     const auto found = impl_->sequences.find(sequence);
-    if (found == impl_->sequences.end()) return result;
     const auto& cache = found->second.state.cache;
     for (std::int64_t layer = 0; layer < cache.shape().layers; ++layer) {
         result.emplace_back();
@@ -593,6 +658,7 @@ std::vector<std::vector<std::vector<std::int32_t>>> Engine::positions(SequenceId
 }
 
 std::vector<std::vector<float>> Engine::attention(SequenceId sequence, std::int64_t layer) const {
+    if (impl_->device) return {};
     const auto found = impl_->sequences.find(sequence);
     if (found == impl_->sequences.end()) return {};
     return impl_->observed(found->second, layer, 1);

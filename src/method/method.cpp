@@ -252,6 +252,11 @@ std::int64_t Method::observe() const {
     return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
 }
 
+std::int64_t Method::observe_answer() const {
+    if (recipe_->score != ScoreStep::window_attention) return 0;
+    return config_.options.observe > 0 ? config_.options.observe : config_.options.window;
+}
+
 std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
                                                           std::span<const float> observed) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);

@@ -259,8 +259,13 @@ Result<ggml_backend_dev_t> find_device(const std::string& name) {
         return device;
     }
     if (name == "cuda") {
-        return bad_input(
-            "--device cuda: this build of headkv computes on the CPU only; use --device cpu");
+        auto* device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+        if (device == nullptr) {
+            return bad_input(
+                "--device cuda: no GPU was found, or this ggml was built without CUDA; use "
+                "--device cpu");
+        }
+        return device;
     }
     return bad_input("--device {}: unknown (auto, cpu, cuda)", name);
 }
@@ -304,7 +309,9 @@ Result<std::shared_ptr<const Model>> load_checked(
     info.vocabulary = hyper->vocabulary;
     info.context = hyper->context;
     info.row_bytes = (hyper->head_dim_k + hyper->head_dim_v) * 2;
-    info.device = "cpu";
+    info.device = ggml_backend_dev_name(model->device);
+    std::transform(info.device.begin(), info.device.end(), info.device.begin(),
+                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
     info.threads = options.threads > 0
                        ? options.threads
                        : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));

@@ -1,0 +1,82 @@
+// Rows of several sequences of the same plan in a device's memory, for ggml's own operations: the
+// heads of a layer lie in few groups of equal capacity, K and V of a group are one tensor
+// [head_dim, capacity, 1, heads x slots], slot by slot. What is not filled yet is masked out.
+#pragma once
+
+#include <ggml-backend.h>
+#include <ggml-cpp.h>
+#include <ggml.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/attention_ops.h"
+#include "headkv/error.h"
+#include "headkv/method.h"
+#include "method/layout.h"
+
+namespace headkv {
+
+class DeviceCache {
+public:
+    // Heads whose rows are filled in step, in any number of layers: they share a mask.
+    struct Class {
+        std::int64_t heads = 0, kept = 0, capacity = 0;
+        bool even = false;                // all its heads hold the same number of rows of a prompt
+        ggml_tensor* mask = nullptr;      // f16 [capacity, 1, 1, heads x slots]: 0 or -inf
+        std::vector<std::int32_t> count;  // [slots][heads] rows held
+    };
+    struct Group {
+        std::vector<std::int32_t> heads;  // KV heads, sorted
+        std::size_t row_class = 0;
+        ggml_tensor *keys = nullptr, *values = nullptr;  // [dim, capacity, 1, heads x slots]
+    };
+    struct Shape {
+        AttentionShape attention;
+        ggml_type type_k = GGML_TYPE_F16, type_v = GGML_TYPE_F16;
+        std::int64_t multiple = 256;  // of every capacity
+        std::int64_t reserve = 256;   // rows that a head may hold beyond those of the prompt
+        std::int64_t slots = 1;
+    };
+
+    DeviceCache(ggml_backend_t backend, const Shape& shape);
+
+    const Shape& shape() const { return shape_; }
+    // The memory of a layer whose heads keep `rows` ([kv_heads]) of a prompt, in `groups`. Nothing
+    // happens where the layer is there already. Error (failure): out of memory.
+    Result<void> add_layer(std::int64_t layer, std::span<const std::int64_t> rows,
+                           std::span<const HeadGroup> groups);
+    const std::vector<Group>& layer(std::int64_t layer) const;
+    Class& row_class(std::size_t index) { return classes_[index]; }
+    std::size_t classes() const { return classes_.size(); }
+
+    // A free slot, or -1.
+    std::int64_t take_slot();
+    void free_slot(std::int64_t slot) { used_[static_cast<std::size_t>(slot)] = false; }
+    // One more than the highest slot in use: what a step computes.
+    std::int64_t span() const;
+
+    // Rows of `slot` now held by each head of a class: sets its mask to them.
+    void set_counts(std::size_t row_class, std::int64_t slot, std::span<const std::int32_t> counts);
+    std::int64_t room(std::int64_t slot) const;    // rows that every head has left
+    std::int64_t bytes() const { return bytes_; }  // of keys and values, all slots
+    std::int64_t slot_bytes() const { return bytes_ / shape_.slots; }
+    std::int64_t row_bytes() const;
+
+private:
+    Result<std::size_t> find_class(const HeadGroup& group, bool even);
+    Result<void> allocate(ggml_context_ptr context);
+
+    ggml_backend_t backend_;
+    Shape shape_;
+    std::vector<std::vector<Group>> layers_;
+    std::vector<Class> classes_;
+    std::vector<bool> used_;
+    std::vector<ggml_context_ptr> contexts_;
+    std::vector<ggml_backend_buffer_ptr> buffers_;
+    std::int64_t bytes_ = 0;
+};
+
+}  // namespace headkv

@@ -1,0 +1,84 @@
+// The engine on a device that computes with ggml's own operations: sequences of the same plan share
+// a cache, one step decodes all of them.
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/compute.h"
+#include "engine/device_cache.h"
+#include "engine/device_prefill.h"
+#include "headkv/engine.h"
+
+namespace headkv {
+
+class DeviceEngine {
+public:
+    DeviceEngine(const Compute& compute, std::shared_ptr<const Model> model,
+                 const EngineOptions& options);
+    ~DeviceEngine();
+
+    // What the device computes a method's rows in.
+    static RowLayout layout() { return {256, 2}; }
+
+    Result<std::unique_ptr<DevicePrefill>> start_prefill(std::span<const Token> prompt,
+                                                         std::span<const MethodConfig> configs,
+                                                         std::int64_t expected_new_tokens);
+    // The sequences of a finished prefill, under ids from `next` on.
+    std::vector<SequenceId> take(DevicePrefill& prefill, SequenceId& next);
+    Result<std::vector<float>> log_probabilities(std::span<const Token> text,
+                                                 const Progress& progress);
+
+    // One token of each of different sequences; logits and best tokens in the order of the inputs.
+    Result<void> step(std::span<const DecodeInput> inputs, bool want_logits);
+    std::span<const float> logits(std::size_t input) const;
+    Token best(std::size_t input) const { return best_[input]; }
+
+    bool holds(SequenceId id) const { return sequences_.contains(id); }
+    std::int64_t tokens(SequenceId id) const { return sequences_.at(id).tokens; }
+    void release(SequenceId id);
+    Result<SequenceId> copy(SequenceId id, SequenceId& next);
+    SequenceInfo info(SequenceId id) const;
+    std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId id) const;
+
+private:
+    struct Sequence {
+        Method method;
+        std::shared_ptr<DeviceCache> cache;
+        std::int64_t slot = 0;
+        std::int64_t prompt_tokens = 0, tokens = 0, plan_bytes = 0;
+        std::vector<std::vector<std::int32_t>> kept;  // [layers x kv_heads] positions of the prompt
+    };
+    // The part of a step that one cache has.
+    struct Share {
+        std::shared_ptr<DeviceCache> cache;
+        std::int64_t slots = 0;  // the first so many
+        bool operator==(const Share&) const = default;
+    };
+    struct Step;
+    struct Attention;
+
+    Result<std::shared_ptr<DeviceCache>> cache_for(const Method& method,
+                                                   std::int64_t expected_new_tokens);
+    Result<void> move(Sequence& sequence, std::int64_t reserve);
+    Result<void> copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot);
+    Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);
+    void drop_graphs(const DeviceCache& cache);
+
+    const Compute& compute_;
+    std::shared_ptr<const Model> model_;
+    EngineOptions options_;
+    AttentionShape shape_;
+    std::map<SequenceId, Sequence> sequences_;
+    // Caches that have or had a free slot, by what their sequences have in common.
+    std::map<std::string, std::shared_ptr<DeviceCache>> caches_;
+    std::list<Step> steps_;  // most recently used first
+    std::vector<float> logits_;
+    std::vector<std::size_t> token_of_;  // of each input: its column in the step
+    std::vector<Token> best_;
+};
+
+}  // namespace headkv

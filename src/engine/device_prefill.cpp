@@ -1,0 +1,384 @@
+#include "engine/device_prefill.h"
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+namespace headkv {
+
+namespace {
+
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+std::int64_t padded(std::int64_t rows) { return (rows + 255) / 256 * 256; }
+
+double now_ms() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+constexpr std::int64_t kMostNodes = 96;  // of one layer's chunk
+
+}  // namespace
+
+DevicePrefill::DevicePrefill(const Compute& compute, const Model& model,
+                             std::vector<DeviceTarget> targets, const Options& options)
+    : compute_(compute), model_(model.impl()), targets_(std::move(targets)), options_(options) {
+    const auto& hyper = model_.hyper;
+    shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
+              1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
+    options_.chunk = padded(options_.chunk);
+}
+
+DevicePrefill::~DevicePrefill() {
+    ggml_backend_synchronize(compute_.backend());
+    for (auto& target : targets_) target.cache->free_slot(target.slot);
+}
+
+Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Compute& compute,
+                                                             const Model& model,
+                                                             std::span<const Token> prompt,
+                                                             std::vector<DeviceTarget> targets,
+                                                             const Options& options) {
+    std::unique_ptr<DevicePrefill> prefill(
+        new DevicePrefill(compute, model, std::move(targets), options));
+    if (auto allocated = prefill->allocate(prompt); !allocated) {
+        return tl::unexpected(allocated.error());
+    }
+    if (auto filled = prefill->fill_masks(); !filled) return tl::unexpected(filled.error());
+    return prefill;
+}
+
+Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
+    const auto& hyper = model_.hyper;
+    tokens_ = static_cast<std::int64_t>(prompt.size());
+    padded_ = padded(tokens_);
+    options_.chunk = std::min(options_.chunk, padded_);
+    window_ = 1;
+    std::vector<std::int64_t> counts;
+    for (const auto& target : targets_) {
+        const auto queries = target.method.observe();
+        window_ = std::max(window_, queries);
+        if (queries > 0 && std::find(counts.begin(), counts.end(), queries) == counts.end()) {
+            counts.push_back(queries);
+        }
+        assert(target.method.plan().rows.size() == size(hyper.shape.layers * hyper.shape.kv_heads));
+    }
+    const auto observations = static_cast<std::int64_t>(counts.size());
+    context_ = make_context(16 + 2 * observations);
+    host_context_ = make_context(1 + observations);
+    auto* c = context_.get();
+    ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+    positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+    hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, tokens_);
+    for (int side = 0; side < 2; ++side) {
+        keys_[side] =
+            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, padded_, hyper.shape.kv_heads);
+        values_[side] =
+            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, padded_, hyper.shape.kv_heads);
+    }
+    queries_ =
+        ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
+    chosen_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
+    for (const auto queries : counts) {
+        const auto mean = [&](ggml_context* context) {
+            return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
+        };
+        seen_.push_back({queries, ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, queries), mean(c),
+                         mean(host_context_.get())});
+    }
+    auto* backend = compute_.backend();
+    buffer_.reset(ggml_backend_alloc_ctx_tensors(c, backend));
+    allocator_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
+    auto* device = ggml_backend_get_device(backend);
+    if (!seen_.empty()) {
+        auto* pinned = ggml_backend_dev_host_buffer_type(device);
+        host_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(
+            host_context_.get(), pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type()));
+        observed_.reset(ggml_backend_event_new(device));
+    }
+    if (!buffer_ || !allocator_ || (!seen_.empty() && !host_buffer_)) {
+        return failure(
+            "not enough memory to read {} tokens: {} MiB are needed for hidden states and two "
+            "layers' keys and values",
+            tokens_,
+            (ggml_nbytes(hidden_) + 2 * (ggml_nbytes(keys_[0]) + ggml_nbytes(values_[0]))) >> 20);
+    }
+    ggml_backend_buffer_clear(buffer_.get(), 0);  // padding must be numbers
+    std::vector<std::int32_t> positions(prompt.size());
+    std::iota(positions.begin(), positions.end(), 0);
+    ggml_backend_tensor_set(ids_, prompt.data(), 0, ggml_nbytes(ids_));
+    ggml_backend_tensor_set(positions_, positions.data(), 0, ggml_nbytes(positions_));
+    return {};
+}
+
+// causal_[column, i] is 0 up to column padded_ + i and -inf behind. Seen from column
+// padded_ - begin on, it is the causal mask of a chunk that begins at `begin`, whichever that is:
+// one mask for all layers and chunks. `begin` is a multiple of 256, as kernels want it aligned.
+Result<void> DevicePrefill::fill_masks() {
+    const auto chunk = options_.chunk;
+    mask_context_ = make_context(1);
+    causal_ = ggml_new_tensor_2d(mask_context_.get(), GGML_TYPE_F16, padded_ + chunk, chunk);
+    mask_buffer_.reset(ggml_backend_alloc_ctx_tensors(mask_context_.get(), compute_.backend()));
+    if (!mask_buffer_) {
+        return failure("not enough memory for chunks of {} tokens; use a smaller --chunk", chunk);
+    }
+    ggml_backend_buffer_clear(mask_buffer_.get(), 0);
+
+    const auto context = make_context(8);
+    auto* c = context.get();
+    auto* triangle = ggml_new_tensor_2d(c, GGML_TYPE_F16, chunk, chunk);
+    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
+    if (!buffer) return failure("not enough memory for chunks of {} tokens", chunk);
+    std::vector<std::uint16_t> closed(size(chunk * chunk), 0);
+    for (std::int64_t i = 0; i < chunk; ++i) {
+        std::fill(closed.begin() + i * chunk + i + 1, closed.begin() + (i + 1) * chunk, 0xFC00);
+    }
+    ggml_backend_tensor_set(triangle, closed.data(), 0, ggml_nbytes(triangle));
+    auto* graph = ggml_new_graph_custom(c, 8, false);
+    auto* to =
+        ggml_view_2d(c, causal_, chunk, chunk, causal_->nb[1], size(padded_) * causal_->nb[0]);
+    ggml_build_forward_expand(graph, ggml_cpy(c, triangle, to));
+    if (auto done = run(graph); !done) return done;
+    for (const Seen& seen : seen_) {
+        std::vector<float> mask(size(tokens_ * seen.queries), 0.0F);
+        for (std::int64_t i = 0; i < seen.queries; ++i) {
+            const auto first = tokens_ - seen.queries + i + 1;
+            std::fill(mask.begin() + i * tokens_ + first, mask.begin() + (i + 1) * tokens_,
+                      -INFINITY);
+        }
+        ggml_backend_tensor_set(seen.mask, mask.data(), 0, ggml_nbytes(seen.mask));
+    }
+    ggml_backend_synchronize(compute_.backend());
+    return {};
+}
+
+std::int64_t DevicePrefill::scratch_bytes() const {
+    return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) +
+                                     ggml_backend_buffer_get_size(mask_buffer_.get()) +
+                                     work_bytes_);
+}
+
+Result<void> DevicePrefill::run(ggml_cgraph* graph) {
+    if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
+        return failure("not enough memory for a chunk of {} tokens; use a smaller --chunk",
+                       options_.chunk);
+    }
+    work_bytes_ = std::max(work_bytes_, ggml_gallocr_get_buffer_size(allocator_.get(), 0));
+    return compute_.start(graph);
+}
+
+ggml_tensor* DevicePrefill::columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                                    std::int64_t count) const {
+    return ggml_view_2d(context, matrix, matrix->ne[0], count, matrix->nb[1],
+                        size(first) * matrix->nb[1]);
+}
+
+Result<bool> DevicePrefill::step() {
+    const auto layers = model_.hyper.shape.layers;
+    if (layer_ == layers) return true;
+    const auto count = std::min(options_.chunk, tokens_ - begin_);
+    if (layer_ == 0) {
+        if (auto done = embed(begin_, count); !done) return tl::unexpected(done.error());
+    }
+    if (auto done = run_chunk(begin_, count); !done) return tl::unexpected(done.error());
+    // The device is busy now: select the rows of the layer before.
+    if (pending_ >= 0) {
+        if (auto done = compress(); !done) return tl::unexpected(done.error());
+    }
+    begin_ += count;
+    if (begin_ < tokens_) return false;
+    if (!targets_.empty()) {
+        if (auto done = observe(); !done) return tl::unexpected(done.error());
+    }
+    begin_ = 0;
+    if (++layer_ < layers) return false;
+    if (pending_ >= 0) {
+        if (auto done = compress(); !done) return tl::unexpected(done.error());
+    }
+    ggml_backend_synchronize(compute_.backend());
+    return true;
+}
+
+Result<void> DevicePrefill::embed(std::int64_t begin, std::int64_t count) {
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* ids = ggml_view_1d(c, ids_, count, size(begin) * sizeof(std::int32_t));
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    ggml_build_forward_expand(graph,
+                              ggml_cpy(c, build.embed(ids), columns(c, hidden_, begin, count)));
+    return run(graph);
+}
+
+Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
+    const auto& hyper = model_.hyper;
+    const auto end = begin + count;
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, hyper, model_.weights, nullptr};
+    const auto& layer = model_.weights.layers[size(layer_)];
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    auto* keys = keys_[layer_ % 2];
+    auto* values = values_[layer_ % 2];
+
+    auto* x = columns(c, hidden_, begin, count);
+    auto* positions = ggml_view_1d(c, positions_, count, size(begin) * sizeof(std::int32_t));
+    const auto part = build.project(layer, x, positions);
+    const auto store = [&](ggml_tensor* from, ggml_tensor* rows) {
+        auto* to = ggml_view_3d(c, rows, rows->ne[0], count, rows->ne[2], rows->nb[1], rows->nb[2],
+                                size(begin) * rows->nb[1]);
+        ggml_build_forward_expand(graph, ggml_cpy(c, ggml_permute(c, from, 0, 2, 1, 3), to));
+    };
+    store(part.k, keys);
+    store(part.v, values);
+
+    const auto window_begin = std::max(begin, tokens_ - window_);
+    if (window_begin < end && !targets_.empty()) {
+        auto* flat = ggml_reshape_2d(c, part.q, queries_->ne[0], count);
+        auto* from = columns(c, flat, window_begin - begin, end - window_begin);
+        auto* to = columns(c, queries_, window_begin - (tokens_ - window_), end - window_begin);
+        ggml_build_forward_expand(graph, ggml_cpy(c, from, to));
+    }
+    const bool last_layer = layer_ + 1 == hyper.shape.layers;
+    if (!last_layer || options_.all_tokens || end == tokens_) {
+        const auto seen = padded(end);
+        const auto rows = [&](ggml_tensor* all) {
+            return ggml_view_3d(c, all, all->ne[0], seen, all->ne[2], all->nb[1], all->nb[2], 0);
+        };
+        auto* attended = ggml_flash_attn_ext(c, ggml_permute(c, part.q, 0, 2, 1, 3), rows(keys),
+                                             rows(values), nullptr, shape_.scale, 0.0F, 0.0F);
+        // Set by hand: ggml_flash_attn_ext wants a contiguous mask, the kernels any row stride.
+        attended->src[3] = ggml_view_2d(c, causal_, seen, count, causal_->nb[1],
+                                        size(padded_ - begin) * causal_->nb[0]);
+        ggml_flash_attn_ext_set_prec(attended, GGML_PREC_F32);
+        auto* flat = ggml_reshape_2d(c, attended, shape_.dim_v * hyper.shape.query_heads, count);
+        ggml_build_forward_expand(graph, build.finish_layer(layer, x, flat));
+    }
+    return run(graph);
+}
+
+Result<void> DevicePrefill::observe() {
+    pending_ = layer_;
+    const auto& heads = model_.hyper.shape;
+    auto* keys = keys_[layer_ % 2];
+    for (const Seen& seen : seen_) {
+        const auto context = make_context(kMostNodes);
+        auto* c = context.get();
+        auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+        auto* window = columns(c, queries_, window_ - seen.queries, seen.queries);
+        auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, seen.queries);
+        // [dim_k, queries of all query heads of a KV head, kv_heads]
+        auto* queries = ggml_reshape_3d(c, ggml_cont(c, ggml_permute(c, split, 0, 2, 1, 3)),
+                                        shape_.dim_k, seen.queries * heads.group(), heads.kv_heads);
+        auto* rows = ggml_view_3d(c, keys, shape_.dim_k, tokens_, heads.kv_heads, keys->nb[1],
+                                  keys->nb[2], 0);
+        auto* products = ggml_mul_mat(c, rows, queries);
+        ggml_mul_mat_set_prec(products, GGML_PREC_F32);
+        auto* weights = ggml_soft_max_ext(
+            c, ggml_reshape_3d(c, products, tokens_, seen.queries, heads.query_heads), seen.mask,
+            shape_.scale, 0.0F);
+        // [queries, tokens, query_heads] -> sums over the queries
+        auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
+        auto* mean = ggml_scale(c, ggml_reshape_2d(c, sums, tokens_, heads.query_heads),
+                                1.0F / static_cast<float>(seen.queries));
+        ggml_build_forward_expand(graph, ggml_cpy(c, mean, seen.mean));
+        if (auto done = run(graph); !done) return done;
+        ggml_backend_tensor_get_async(compute_.backend(), seen.mean, seen.host->data, 0,
+                                      ggml_nbytes(seen.mean));
+    }
+    if (observed_) ggml_backend_event_record(observed_.get(), compute_.backend());
+    return {};
+}
+
+Result<void> DevicePrefill::compress() {
+    if (!seen_.empty()) {
+        if (observed_) {
+            ggml_backend_event_synchronize(observed_.get());
+        } else {
+            ggml_backend_synchronize(compute_.backend());
+        }
+    }
+    const auto start = now_ms();
+    for (auto& target : targets_) {
+        std::span<const float> observed;
+        for (const Seen& seen : seen_) {
+            if (seen.queries != target.method.observe()) continue;
+            observed = {static_cast<const float*>(seen.host->data),
+                        size(ggml_nelements(seen.host))};
+        }
+        auto keep = target.method.keep_layer(pending_, observed);
+        if (auto done = compact(target, keep); !done) return done;
+        for (auto& list : keep) target.kept.push_back(std::move(list));
+    }
+    compress_ms_ += now_ms() - start;
+    pending_ = -1;
+    return {};
+}
+
+Result<void> DevicePrefill::compact(DeviceTarget& target,
+                                    std::span<const std::vector<std::int32_t>> keep) {
+    auto& cache = *target.cache;
+    std::vector<std::int64_t> rows;
+    for (const auto& list : keep) rows.push_back(static_cast<std::int64_t>(list.size()));
+    const auto groups = group_heads(rows, target.method.config().layout);
+    if (auto added = cache.add_layer(pending_, rows, groups); !added) return added;
+
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
+    for (const auto& group : cache.layer(pending_)) {
+        const auto& about = cache.row_class(group.row_class);
+        const auto first = static_cast<std::int64_t>(chosen.size());
+        std::vector<std::int32_t> counts, places;
+        for (std::size_t i = 0; i < group.heads.size(); ++i) {
+            const auto& list = keep[size(group.heads[i])];
+            const auto from = static_cast<std::int32_t>(group.heads[i] * padded_);
+            for (const auto position : list) chosen.push_back(from + position);
+            const auto head = target.slot * about.heads + static_cast<std::int64_t>(i);
+            const auto to = static_cast<std::int32_t>(head * about.capacity);
+            assert(static_cast<std::int64_t>(list.size()) <= about.capacity);
+            for (std::size_t row = 0; row < list.size(); ++row) {
+                places.push_back(to + static_cast<std::int32_t>(row));
+            }
+            counts.push_back(static_cast<std::int32_t>(list.size()));
+        }
+        const auto count = static_cast<std::int64_t>(places.size());
+        chosen.insert(chosen.end(), places.begin(), places.end());
+        const auto indices = [&](std::int64_t begin) {
+            return ggml_view_1d(c, chosen_, count, size(begin) * sizeof(std::int32_t));
+        };
+        auto* rows_from = indices(first);
+        auto* rows_to = indices(first + count);
+        const auto move = [&](ggml_tensor* from, ggml_tensor* to) {
+            auto* all = ggml_reshape_2d(c, from, from->ne[0], padded_ * from->ne[2]);
+            auto* held = ggml_reshape_2d(c, to, to->ne[0], to->ne[1] * to->ne[3]);
+            auto* taken = ggml_get_rows(c, all, rows_from);
+            ggml_build_forward_expand(graph, ggml_set_rows(c, held, taken, rows_to));
+        };
+        move(keys_[pending_ % 2], group.keys);
+        move(values_[pending_ % 2], group.values);
+        cache.set_counts(group.row_class, target.slot, counts);
+    }
+    ggml_backend_tensor_set_async(compute_.backend(), chosen_, chosen.data(), 0,
+                                  chosen.size() * sizeof(std::int32_t));
+    return run(graph);
+}
+
+Result<std::vector<float>> DevicePrefill::logits(std::int64_t first, std::int64_t count) {
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* node = build.logits(columns(c, hidden_, first, count));
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    ggml_build_forward_expand(graph, node);
+    if (auto done = run(graph); !done) return tl::unexpected(done.error());
+    std::vector<float> result(size(ggml_nelements(node)));
+    ggml_backend_synchronize(compute_.backend());
+    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
+    return result;
+}
+
+}  // namespace headkv

@@ -1,0 +1,97 @@
+// Reads a prompt layer by layer with ggml's own operations alone, for devices that run no kernels
+// of ours. While the device computes a layer, the host selects the rows of the one before.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/compute.h"
+#include "engine/device_cache.h"
+#include "engine/graph.h"
+#include "headkv/engine.h"
+
+namespace headkv {
+
+// One cache that a prefill fills.
+struct DeviceTarget {
+    Method method;
+    std::shared_ptr<DeviceCache> cache;
+    std::int64_t slot = 0;
+    std::vector<std::vector<std::int32_t>> kept = {};  // [layers x kv_heads] positions
+};
+
+class DevicePrefill {
+public:
+    struct Options {
+        std::int64_t chunk = 2048;  // made a multiple of 256
+        bool all_tokens = false;    // the last layer computes every token, for log_probabilities
+    };
+    // Error (failure): out of memory (names the bytes).
+    static Result<std::unique_ptr<DevicePrefill>> create(const Compute& compute, const Model& model,
+                                                         std::span<const Token> prompt,
+                                                         std::vector<DeviceTarget> targets,
+                                                         const Options& options);
+    ~DevicePrefill();
+
+    // Queues one (layer, chunk); true when all is computed.
+    Result<bool> step();
+    std::int64_t layer() const { return layer_; }
+    std::int64_t tokens() const { return tokens_; }
+    std::int64_t done() const { return layer_ * tokens_ + begin_; }
+    // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
+    Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
+    std::vector<DeviceTarget>& targets() { return targets_; }
+    double compress_ms() const { return compress_ms_; }  // of the host
+    std::int64_t scratch_bytes() const;
+
+private:
+    DevicePrefill(const Compute& compute, const Model& model, std::vector<DeviceTarget> targets,
+                  const Options& options);
+    Result<void> allocate(std::span<const Token> prompt);
+    Result<void> fill_masks();
+    Result<void> run(ggml_cgraph* graph);
+    Result<void> embed(std::int64_t begin, std::int64_t count);
+    Result<void> run_chunk(std::int64_t begin, std::int64_t count);
+    Result<void> observe();   // queues the observation of layer_
+    Result<void> compress();  // rows of layer pending_ into every target
+    Result<void> compact(DeviceTarget& target, std::span<const std::vector<std::int32_t>> keep);
+    ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                         std::int64_t count) const;
+
+    // Mean attention of the last `queries` tokens.
+    struct Seen {
+        std::int64_t queries = 0;
+        ggml_tensor* mask = nullptr;  // f32 [tokens, queries]
+        ggml_tensor* mean = nullptr;  // f32 [tokens, query_heads], on the device
+        ggml_tensor* host = nullptr;  // the same in memory that the device writes to by itself
+    };
+
+    const Compute& compute_;
+    const Model::Impl& model_;
+    std::vector<DeviceTarget> targets_;
+    Options options_;
+    AttentionShape shape_;
+    std::int64_t tokens_ = 0, padded_ = 0, window_ = 0;
+    std::int64_t layer_ = 0, begin_ = 0;
+    std::int64_t pending_ = -1;  // layer whose rows wait to be selected
+    double compress_ms_ = 0;
+
+    ggml_context_ptr context_, host_context_, mask_context_;
+    ggml_backend_buffer_ptr buffer_, host_buffer_, mask_buffer_;
+    ggml_tensor* ids_ = nullptr;        // i32 [tokens]
+    ggml_tensor* positions_ = nullptr;  // i32 [tokens]
+    ggml_tensor* hidden_ = nullptr;     // f32 [embedding, tokens]
+    ggml_tensor* keys_[2] = {};         // f16 [dim_k, padded, kv_heads], of layer_ % 2
+    ggml_tensor* values_[2] = {};       // f16 [dim_v, padded, kv_heads]
+    ggml_tensor* queries_ = nullptr;    // f32 [dim_k * query_heads, window]
+    ggml_tensor* chosen_ = nullptr;     // i32 [2 * kv_heads * padded], see compact
+    ggml_tensor* causal_ = nullptr;     // f16 [padded + chunk, chunk], see fill_masks
+    std::vector<Seen> seen_;
+    ggml_backend_event_ptr observed_;  // null where the device has none
+    ggml_gallocr_ptr allocator_;
+    std::size_t work_bytes_ = 0;
+};
+
+}  // namespace headkv

@@ -1,0 +1,219 @@
+// The engine for devices, which computes with ggml's own operations alone, beside the engine of our
+// own kernels. Both run on the CPU here; tools/gpu-check compares them on a machine with a GPU.
+#include <algorithm>
+#include <set>
+
+#include "engine/fixture.h"
+
+namespace headkv::test {
+namespace {
+
+class Device : public testing::TestWithParam<std::string> {
+protected:
+    static TinyModel several_heads() {
+        TinyModel tiny;
+        tiny.embedding = 128;
+        tiny.query_heads = 8;
+        tiny.kv_heads = 4;
+        tiny.head_dim = 64;
+        return tiny;
+    }
+    Device() : pair(several_heads(), 256) { device = other(1); }
+
+    std::unique_ptr<Engine> other(std::int64_t slots) const {
+        auto engine =
+            Engine::create(pair.model, {.chunk = 256, .slots = slots, .stock_operations = true});
+        EXPECT_TRUE(engine);
+        return engine ? std::move(*engine) : nullptr;
+    }
+    // In blocks of 16 rows and two groups a layer, so that a short prompt has all that a long has.
+    MethodConfig config(double rows = 48) const {
+        auto config = method_config(GetParam(), rows, pair.model->info().shape);
+        config.layout = {16, 2};
+        return config;
+    }
+    static std::vector<float> step(Engine& engine, SequenceId sequence, Token token) {
+        const DecodeInput input{.sequence = sequence, .token = token};
+        const auto done = engine.decode({&input, 1});
+        EXPECT_TRUE(done) << (done ? "" : done.error().message);
+        if (!done) return {};
+        return {engine.logits(0).begin(), engine.logits(0).end()};
+    }
+    static PrefillResult read(Engine& engine, std::span<const Token> prompt,
+                              const MethodConfig& config) {
+        auto result = engine.prefill(prompt, {&config, 1});
+        EXPECT_TRUE(result) << (result ? "" : result.error().message);
+        return result ? std::move(*result) : PrefillResult();
+    }
+
+    TinyPair pair;
+    std::unique_ptr<Engine> device;
+};
+
+// Share of rows held by both, over all heads.
+double overlap(const std::vector<std::vector<std::vector<std::int32_t>>>& a,
+               const std::vector<std::vector<std::vector<std::int32_t>>>& b) {
+    std::size_t both = 0, all = 0;
+    for (std::size_t layer = 0; layer < a.size(); ++layer) {
+        for (std::size_t head = 0; head < a[layer].size(); ++head) {
+            const std::set<std::int32_t> rows(a[layer][head].begin(), a[layer][head].end());
+            for (const auto row : b[layer][head]) both += rows.count(row);
+            all += std::max(rows.size(), b[layer][head].size());
+        }
+    }
+    return static_cast<double>(both) / static_cast<double>(all);
+}
+
+TEST_P(Device, KeepsAndSaysWhatTheCpuDoes) {
+    for (const std::int64_t length : {9, 300, 700}) {
+        const auto prompt = random_tokens(length, 21);
+        const auto ours = read(*device, prompt, config());
+        const auto right = read(*pair.engine, prompt, config());
+        EXPECT_LT(logit_error(ours.logits, right.logits), 0.01) << length;
+        const auto mine = device->positions(ours.sequences.at(0));
+        const auto theirs = pair.engine->positions(right.sequences.at(0));
+        expect_same_sizes(mine, theirs);
+        EXPECT_GT(overlap(mine, theirs), 0.99) << length;
+        EXPECT_EQ(device->info(ours.sequences[0]).plan_bytes,
+                  pair.engine->info(right.sequences[0]).plan_bytes);
+        for (const Token token : random_tokens(12, 22)) {
+            EXPECT_LT(logit_error(step(*device, ours.sequences[0], token),
+                                  step(*pair.engine, right.sequences[0], token)),
+                      0.02)
+                << length;
+        }
+        device->release(ours.sequences[0]);
+        pair.engine->release(right.sequences[0]);
+    }
+}
+
+TEST_P(Device, TheSameAloneAndAmongOthers) {
+    const auto shared = other(4);
+    std::vector<std::vector<Token>> prompts;
+    std::vector<SequenceId> together;
+    for (const std::uint64_t i : {0, 1, 2, 3, 4}) {  // one more than the slots
+        prompts.push_back(random_tokens(300, 30 + i));
+        together.push_back(read(*shared, prompts.back(), config()).sequences.at(0));
+    }
+    shared->release(together[1]);  // a hole among the slots
+    std::vector<std::vector<float>> last(5);
+    for (int round = 0; round < 3; ++round) {
+        std::vector<DecodeInput> inputs;
+        std::vector<std::size_t> who;
+        for (const std::size_t i : {0, 2, 3, 4}) {
+            if (round == 1 && i == 2) continue;  // one waits
+            inputs.push_back({together[i], static_cast<Token>(7 + i), true});
+            who.push_back(i);
+        }
+        ASSERT_TRUE(shared->decode(inputs));
+        for (std::size_t i = 0; i < who.size(); ++i) {
+            last[who[i]].assign(shared->logits(i).begin(), shared->logits(i).end());
+        }
+    }
+    for (const std::size_t which : {0, 2, 3, 4}) {
+        const auto alone = read(*device, prompts[which], config()).sequences.at(0);
+        std::vector<float> right;
+        for (int i = 0; i < (which == 2 ? 2 : 3); ++i) {
+            right = step(*device, alone, static_cast<Token>(7 + which));
+        }
+        EXPECT_TRUE(shared->positions(together[which]) == device->positions(alone)) << which;
+        EXPECT_LT(logit_error(last[which], right), 1e-3) << which;
+        device->release(alone);
+    }
+}
+
+// A prompt below the budget, and more new rows than the device reserved.
+TEST_P(Device, GoesOnBeyondItsReserve) {
+    const auto prompt = random_tokens(40, 41);
+    auto all = config(512);
+    all.options.reserve = 1;
+    const auto ours = read(*device, prompt, all).sequences.at(0);
+    const auto right =
+        read(*pair.engine, prompt, method_config("full", 0, pair.model->info().shape))
+            .sequences.at(0);
+    std::vector<float> mine, theirs;
+    for (const Token token : random_tokens(260, 42)) {
+        mine = step(*device, ours, token);
+        theirs = step(*pair.engine, right, token);
+    }
+    EXPECT_LT(logit_error(mine, theirs), 0.02);
+    EXPECT_EQ(device->info(ours).tokens, 300);
+}
+
+// On the CPU heads are cut back to what the plan bounds, even if the prompt was below the budget.
+TEST_P(Device, TheCpuCutsBackBehindAShortPrompt) {
+    const auto id = read(*pair.engine, random_tokens(40, 41), config(100)).sequences.at(0);
+    for (const Token token : random_tokens(260, 42)) step(*pair.engine, id, token);
+    EXPECT_EQ(pair.engine->info(id).tokens, 300);
+    if (GetParam() == "full") return;
+    const auto& shape = pair.model->info().shape;
+    EXPECT_LE(pair.engine->info(id).held_bytes / pair.model->info().row_bytes,
+              (100 + config().options.reserve) * shape.layers * shape.kv_heads);
+}
+
+TEST_P(Device, ACopyGoesItsOwnWay) {
+    const auto prompt = random_tokens(300, 51);
+    const auto first = read(*device, prompt, config()).sequences.at(0);
+    const auto before = step(*device, first, 5);
+    const auto twin = device->copy(first);
+    ASSERT_TRUE(twin);
+    EXPECT_TRUE(device->positions(*twin) == device->positions(first));
+    const auto theirs = step(*device, *twin, 9);
+    const auto mine = step(*device, first, 9);
+    EXPECT_LT(logit_error(theirs, mine), 1e-4);
+    step(*device, *twin, 11);
+    EXPECT_EQ(device->info(first).tokens, 302);
+    EXPECT_EQ(device->info(*twin).tokens, 303);
+}
+
+TEST_P(Device, QuantisedRowsStayNear) {
+    const auto prompt = random_tokens(300, 61);
+    auto quantised = config();
+    quantised.store = {StoreStep::q8_0, StoreStep::q8_0};
+    const auto ours = read(*device, prompt, quantised).sequences.at(0);
+    const auto right = read(*device, prompt, config()).sequences.at(0);
+    EXPECT_TRUE(device->positions(ours) == device->positions(right));
+    for (const Token token : random_tokens(8, 62)) {
+        EXPECT_LT(logit_error(step(*device, ours, token), step(*device, right, token)), 0.1);
+    }
+    const auto twin = device->copy(ours);
+    ASSERT_TRUE(twin);
+    EXPECT_LT(logit_error(step(*device, *twin, 3), step(*device, ours, 3)), 1e-4);
+    EXPECT_LT(device->info(ours).plan_bytes, device->info(right).plan_bytes * 17 / 32 + 1);
+}
+
+TEST_P(Device, TellsTheBestTokenWithoutLogits) {
+    const auto prompt = random_tokens(100, 71);
+    const auto first = read(*device, prompt, config()).sequences.at(0);
+    const auto twin = device->copy(first);
+    ASSERT_TRUE(twin);
+    const auto logits = step(*device, *twin, 4);
+    const DecodeInput input{.sequence = first, .token = 4, .want_logits = false};
+    ASSERT_TRUE(device->decode({&input, 1}));
+    EXPECT_EQ(device->best(0), std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Device,
+                         testing::Values("full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv",
+                                         "headkv-r2"),
+                         [](const auto& info) {
+                             std::string name = info.param;
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name;
+                         });
+
+TEST(DeviceText, LogProbabilitiesAreThoseOfTheCpu) {
+    TinyPair pair({}, 256);
+    const auto device = Engine::create(pair.model, {.chunk = 256, .stock_operations = true});
+    ASSERT_TRUE(device);
+    const auto text = random_tokens(300, 81);
+    const auto ours = (*device)->log_probabilities(text);
+    const auto right = pair.engine->log_probabilities(text);
+    ASSERT_TRUE(ours);
+    ASSERT_TRUE(right);
+    ASSERT_EQ(ours->size(), right->size());
+    for (std::size_t i = 0; i < ours->size(); ++i) EXPECT_NEAR((*ours)[i], (*right)[i], 0.02);
+}
+
+}  // namespace
+}  // namespace headkv::test
