@@ -95,6 +95,8 @@ struct RowLayout {
     std::int64_t groups = 0;  // 0: every head has its own capacity
     bool operator==(const RowLayout&) const = default;
 };
+// "256x2": blocks of 256 rows, at most 2 groups a layer. Error (bad_input): says the form.
+Result<RowLayout> parse_row_layout(std::string_view text);
 
 struct MethodConfig {
     std::string method = "headkv-r2";

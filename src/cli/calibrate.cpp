@@ -96,6 +96,12 @@ Result<void> run(Arguments& arguments) {
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     const ModelInfo& info = (*model)->info();
+    if (info.device != "cpu") {
+        return bad_input(
+            "--device {}: head scores are measured on the CPU (the attention of single heads is "
+            "not read from other devices yet); use --device cpu",
+            info.device);
+    }
     CalibrationSettings& settings = arguments.settings;
     settings.kind = arguments.kind == "r" ? ScoreKind::r : ScoreKind::r2;
     settings.chat = *chat;

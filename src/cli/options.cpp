@@ -208,6 +208,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     add("--kv-type", a.kv_type,
         "how rows are stored: f16 (default), q8_0 or q4_0; keys and values apart: q8_0:q4_0",
         "TYPE");
+    add("--layout", a.layout,
+        "blocks of rows x groups of heads a layer that plans are made for (CUDA: 256x2, CPU: any "
+        "rows in every head)",
+        "RxG");
 }
 
 }  // namespace
@@ -296,6 +300,13 @@ Result<StoreTypes> method_store(const MethodArguments& arguments) {
     return types;
 }
 
+Result<RowLayout> method_layout(const MethodArguments& arguments) {
+    if (!arguments.layout) return RowLayout();
+    auto layout = parse_row_layout(*arguments.layout);
+    if (!layout) layout.error().message = "--layout: " + layout.error().message;
+    return layout;
+}
+
 Result<void> check_method(const MethodArguments& arguments, std::string_view written) {
     const auto own = written_method(arguments, written);
     if (!own) return tl::unexpected(own.error());
@@ -304,6 +315,7 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
     if (const auto options = method_options(*own, **recipe); !options) {
         return tl::unexpected(options.error());
     }
+    if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
     const auto store = method_store(*own);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
@@ -324,10 +336,12 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     if (const auto bytes = row_bytes(*store, model.head_dim_k, model.head_dim_v); !bytes) {
         return tl::unexpected(bytes.error());
     }
+    const auto layout = method_layout(*own);
+    if (!layout) return tl::unexpected(layout.error());
     auto scores = scores_of(*own, **recipe, model);
     if (!scores) return tl::unexpected(scores.error());
-    return MethodConfig{std::string((*recipe)->name), *budget, *options, std::move(*scores),
-                        *store};
+    return MethodConfig{std::string((*recipe)->name), *budget, *options,
+                        std::move(*scores),           *store,  *layout};
 }
 
 std::vector<std::filesystem::path> score_folders() {

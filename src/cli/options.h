@@ -32,7 +32,7 @@ struct MethodArguments {
     bool force_scores = false;
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, sinks, reserve;
-    std::optional<std::string> pool, group_reduce, normalize, kv_type;
+    std::optional<std::string> pool, group_reduce, normalize, kv_type, layout;
     std::optional<double> beta, pyramid_beta, floor;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.

@@ -36,11 +36,12 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 4> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 5> names = {
         {{"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},
-         {"kv-type", &arguments.kv_type}}};
+         {"kv-type", &arguments.kv_type},
+         {"layout", &arguments.layout}}};
     for (const auto& [known, target] : integers) {
         if (known != name) continue;
         const auto value = number<std::int64_t>(text, name);
@@ -62,7 +63,8 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     }
     return bad_input(
         "option {} of a method is unknown; known are window, protect, observe, kernel, sinks, "
-        "reserve, beta, pyramid-beta, floor, normalize, pool, group-reduce, kv-type",
+        "reserve, beta, pyramid-beta, floor, normalize, pool, group-reduce, kv-type, "
+        "layout",
         name);
 }
 

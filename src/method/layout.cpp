@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <charconv>
 #include <limits>
 #include <numeric>
 
@@ -61,6 +62,26 @@ std::vector<Choice> choices(std::span<const std::int64_t> rows, const RowLayout&
 }
 
 }  // namespace
+
+Result<RowLayout> parse_row_layout(std::string_view text) {
+    RowLayout layout;
+    const auto* end = text.data() + text.size();
+    const auto rows = std::from_chars(text.data(), end, layout.multiple);
+    bool good = rows.ec == std::errc() && rows.ptr != end && *rows.ptr == 'x';
+    if (good) {
+        const auto groups = std::from_chars(rows.ptr + 1, end, layout.groups);
+        good = groups.ec == std::errc() && groups.ptr == end;
+    }
+    constexpr std::int64_t kMost = 65536;
+    if (!good || layout.multiple < 1 || layout.multiple > kMost || layout.groups < 1 ||
+        layout.groups > 2) {
+        return bad_input(
+            "'{}' is no layout: give rows of a block (1 to {}) x groups a layer (1 or 2), as in "
+            "256x2",
+            text.substr(0, 64), kMost);
+    }
+    return layout;
+}
 
 Plan fit_to_layout(const Plan& plan, const RowLayout& layout, std::int64_t limit) {
     const auto heads = plan.layers * plan.heads;

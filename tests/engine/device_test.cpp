@@ -1,6 +1,7 @@
 // The engine for devices, which computes with ggml's own operations alone, beside the engine of our
 // own kernels. Both run on the CPU here; tools/gpu-check compares them on a machine with a GPU.
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 
 #include "engine/fixture.h"
@@ -18,11 +19,19 @@ protected:
         tiny.head_dim = 64;
         return tiny;
     }
-    Device() : pair(several_heads(), 256) { device = other(1); }
+    // HEADKV_TEST_DEVICE names the other side: "cpu" unless given, "cuda" in tools/gpu-check.
+    Device() : pair(several_heads(), 256) {
+        const char* name = std::getenv("HEADKV_TEST_DEVICE");
+        auto model = Model::load(pair.folder / "tiny.gguf",
+                                 {.device = name == nullptr ? "cpu" : name, .threads = 2});
+        EXPECT_TRUE(model) << (model ? "" : model.error().message);
+        if (model) there = *model;
+        device = other(1);
+    }
 
     std::unique_ptr<Engine> other(std::int64_t slots) const {
         auto engine =
-            Engine::create(pair.model, {.chunk = 256, .slots = slots, .stock_operations = true});
+            Engine::create(there, {.chunk = 256, .slots = slots, .stock_operations = true});
         EXPECT_TRUE(engine);
         return engine ? std::move(*engine) : nullptr;
     }
@@ -47,6 +56,7 @@ protected:
     }
 
     TinyPair pair;
+    std::shared_ptr<const Model> there;
     std::unique_ptr<Engine> device;
 };
 

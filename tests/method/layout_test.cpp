@@ -102,5 +102,13 @@ TEST(Layout, GroupsPadAsLittleAsTheyCan) {
     EXPECT_EQ(group_heads(std::vector<std::int64_t>{7, 7, 7}, {1, 2}).size(), 1);
 }
 
+TEST(Layout, IsWrittenAsBlocksAndGroups) {
+    EXPECT_EQ(parse_row_layout("256x2").value(), (RowLayout{256, 2}));
+    EXPECT_EQ(parse_row_layout("1x1").value(), (RowLayout{1, 1}));
+    for (const char* bad : {"", "256", "x2", "256x", "0x2", "256x3", "256x0", "-1x2", "256x2 "}) {
+        EXPECT_FALSE(parse_row_layout(bad)) << bad;
+    }
+}
+
 }  // namespace
 }  // namespace headkv
