@@ -116,6 +116,10 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
         ->check(CLI::IsMember({"exact", "fast"}))
         ->type_name("NAME")
         ->group(model_group);
+    command
+        .add_flag("--stock-ops", arguments.engine.stock_operations,
+                  "compute with ggml's own operations alone, as on a GPU")
+        ->group(model_group);
 }
 
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {
