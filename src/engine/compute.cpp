@@ -7,6 +7,14 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
     result->threads_ = model.info().threads;
     result->backend_.reset(ggml_backend_dev_init(model.impl().device, nullptr));
     if (!result->backend_) return failure("cannot start the {} backend", model.info().device);
+    result->keys_.push_back(make_context(1));
+    result->anchor_ = ggml_new_tensor_1d(result->keys_[0].get(), GGML_TYPE_I32, 1);
+    result->anchor_buffer_.reset(
+        ggml_backend_alloc_ctx_tensors(result->keys_[0].get(), result->backend_.get()));
+    if (!result->anchor_buffer_) {
+        return failure("no memory is left on {}", ggml_backend_name(result->backend_.get()));
+    }
+    result->passing_ = result->new_key();
     if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) return result;
     // One pool for all graphs: threads that stay awake between the steps of an answer.
     auto params = ggml_threadpool_params_default(result->threads_);
@@ -31,6 +39,17 @@ Result<void> Compute::start(ggml_cgraph* graph) const {
     if (status == GGML_STATUS_SUCCESS) return {};
     return failure("{} cannot compute: {}", ggml_backend_name(backend_.get()),
                    ggml_status_to_string(status));
+}
+
+ggml_tensor* Compute::new_key() {
+    keys_.push_back(make_context(1));
+    return ggml_view_1d(keys_.back().get(), anchor_, 1, 0);
+}
+
+ggml_cgraph* Compute::new_graph(ggml_context* context, std::int64_t nodes, ggml_tensor* key) const {
+    auto* graph = ggml_new_graph_custom(context, static_cast<std::size_t>(nodes), false);
+    ggml_build_forward_expand(graph, key);
+    return graph;
 }
 
 ggml_context_ptr make_context(std::int64_t tensors) {

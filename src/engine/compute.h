@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "headkv/error.h"
 #include "model/model_impl.h"
@@ -27,6 +28,14 @@ public:
     // The same without waiting, on devices that can: what is queued runs in order.
     Result<void> start(ggml_cgraph* graph) const;
 
+    // An empty graph whose first node is `key`. ggml's CUDA backend knows a graph by the address of
+    // its first node and replays what it recorded for it; where that address has belonged to a
+    // graph that is gone, replays were wrong (ggml 0.20.2). So graphs that are run again get a key
+    // of their own that outlives them, and those that are run once share one.
+    ggml_cgraph* new_graph(ggml_context* context, std::int64_t nodes, ggml_tensor* key) const;
+    ggml_tensor* key_of_passing_graphs() const { return passing_; }
+    ggml_tensor* new_key();
+
 private:
     Compute() = default;
     struct FreePool {
@@ -34,6 +43,10 @@ private:
     };
     std::unique_ptr<std::remove_pointer_t<ggml_threadpool_t>, FreePool> pool_;
     ggml_backend_ptr backend_;  // ends before its threads
+    ggml_backend_buffer_ptr anchor_buffer_;
+    std::vector<ggml_context_ptr> keys_;  // the anchor, then views of it
+    ggml_tensor* anchor_ = nullptr;
+    ggml_tensor* passing_ = nullptr;
     int threads_ = 1;
 };
 

@@ -40,6 +40,7 @@ struct DeviceEngine::Step {
     ggml_backend_buffer_ptr inputs_buffer;
     ggml_gallocr_ptr allocator;
     ggml_cgraph* graph = nullptr;
+    ggml_tensor* key = nullptr;  // its first node
     // i32: token ids [tokens], positions [tokens], then per share and class: row indices [heads x
     // slots] and, as f32, what their masks become [heads x slots]. One copy a step.
     ggml_tensor* packed = nullptr;
@@ -127,7 +128,7 @@ struct DeviceEngine::Attention {
     }
 };
 
-DeviceEngine::DeviceEngine(const Compute& compute, std::shared_ptr<const Model> model,
+DeviceEngine::DeviceEngine(Compute& compute, std::shared_ptr<const Model> model,
                            const EngineOptions& options)
     : compute_(compute), model_(std::move(model)), options_(options) {
     const auto& hyper = model_->impl().hyper;
@@ -284,7 +285,8 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
         layers * (48 + 64 * static_cast<std::int64_t>(shares.size())) + 4 * classes + 64;
     step.context = make_context(nodes);
     auto* c = step.context.get();
-    step.graph = ggml_new_graph_custom(c, size(nodes), false);
+    step.key = compute_.new_key();
+    step.graph = compute_.new_graph(c, nodes, step.key);
     std::int64_t offset = 0;
     const auto next = [&](std::int64_t count) {
         auto* view = ggml_view_1d(c, step.packed, count, size(offset) * sizeof(std::int32_t));
@@ -416,6 +418,11 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
     }
     auto* backend = compute_.backend();
     ggml_backend_tensor_set_async(backend, step.packed, packed.data(), 0, ggml_nbytes(step.packed));
+    // A recorded graph over several caches gave wrong values for some of them (ggml 0.20.2 on an
+    // H100; computed node by node it is right): a key that changes keeps such graphs from being
+    // recorded.
+    if (step.shares.size() > 1)
+        ++step.key->op_params[GGML_MAX_OP_PARAMS / sizeof(std::int32_t) - 1];
     if (auto done = compute_.start(step.graph); !done) return done;
     token_of_.clear();
     best_.clear();
@@ -461,7 +468,7 @@ Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std:
     const auto layers = shape_.heads.layers;
     const auto context = make_context(layers * 16 + 16);
     auto* c = context.get();
-    auto* graph = ggml_new_graph_custom(c, size(layers * 16 + 16), false);
+    auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         std::vector<std::int64_t> rows(size(shape_.heads.kv_heads));
         std::vector<HeadGroup> groups;

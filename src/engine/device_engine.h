@@ -17,7 +17,7 @@ namespace headkv {
 
 class DeviceEngine {
 public:
-    DeviceEngine(const Compute& compute, std::shared_ptr<const Model> model,
+    DeviceEngine(Compute& compute, std::shared_ptr<const Model> model,
                  const EngineOptions& options);
     ~DeviceEngine();
 
@@ -68,7 +68,7 @@ private:
     Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);
     void drop_graphs(const DeviceCache& cache);
 
-    const Compute& compute_;
+    Compute& compute_;
     std::shared_ptr<const Model> model_;
     EngineOptions options_;
     AttentionShape shape_;

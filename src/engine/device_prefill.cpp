@@ -126,7 +126,7 @@ Result<void> DevicePrefill::fill_masks() {
     }
     ggml_backend_buffer_clear(mask_buffer_.get(), 0);
 
-    const auto context = make_context(8);
+    const auto context = make_context(kMostNodes);
     auto* c = context.get();
     auto* triangle = ggml_new_tensor_2d(c, GGML_TYPE_F16, chunk, chunk);
     const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
@@ -136,7 +136,7 @@ Result<void> DevicePrefill::fill_masks() {
         std::fill(closed.begin() + i * chunk + i + 1, closed.begin() + (i + 1) * chunk, 0xFC00);
     }
     ggml_backend_tensor_set(triangle, closed.data(), 0, ggml_nbytes(triangle));
-    auto* graph = ggml_new_graph_custom(c, 8, false);
+    auto* graph = new_graph(c);
     auto* to =
         ggml_view_2d(c, causal_, chunk, chunk, causal_->nb[1], size(padded_) * causal_->nb[0]);
     ggml_build_forward_expand(graph, ggml_cpy(c, triangle, to));
@@ -158,6 +158,10 @@ std::int64_t DevicePrefill::scratch_bytes() const {
     return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) +
                                      ggml_backend_buffer_get_size(mask_buffer_.get()) +
                                      work_bytes_);
+}
+
+ggml_cgraph* DevicePrefill::new_graph(ggml_context* context) const {
+    return compute_.new_graph(context, kMostNodes, compute_.key_of_passing_graphs());
 }
 
 Result<void> DevicePrefill::run(ggml_cgraph* graph) {
@@ -206,7 +210,7 @@ Result<void> DevicePrefill::embed(std::int64_t begin, std::int64_t count) {
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
     auto* ids = ggml_view_1d(c, ids_, count, size(begin) * sizeof(std::int32_t));
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    auto* graph = new_graph(c);
     ggml_build_forward_expand(graph,
                               ggml_cpy(c, build.embed(ids), columns(c, hidden_, begin, count)));
     return run(graph);
@@ -219,7 +223,7 @@ Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
     auto* c = context.get();
     const GraphBuilder build{c, hyper, model_.weights, nullptr};
     const auto& layer = model_.weights.layers[size(layer_)];
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    auto* graph = new_graph(c);
     auto* keys = keys_[layer_ % 2];
     auto* values = values_[layer_ % 2];
 
@@ -266,7 +270,7 @@ Result<void> DevicePrefill::observe() {
     for (const Seen& seen : seen_) {
         const auto context = make_context(kMostNodes);
         auto* c = context.get();
-        auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+        auto* graph = new_graph(c);
         auto* window = columns(c, queries_, window_ - seen.queries, seen.queries);
         auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, seen.queries);
         // [dim_k, queries of all query heads of a KV head, kv_heads]
@@ -327,7 +331,7 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
 
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    auto* graph = new_graph(c);
     std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
     for (const auto& group : cache.layer(pending_)) {
         const auto& about = cache.row_class(group.row_class);
@@ -372,7 +376,7 @@ Result<std::vector<float>> DevicePrefill::logits(std::int64_t first, std::int64_
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
     auto* node = build.logits(columns(c, hidden_, first, count));
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    auto* graph = new_graph(c);
     ggml_build_forward_expand(graph, node);
     if (auto done = run(graph); !done) return tl::unexpected(done.error());
     std::vector<float> result(size(ggml_nelements(node)));

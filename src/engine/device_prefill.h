@@ -51,6 +51,7 @@ private:
                   const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
     Result<void> fill_masks();
+    ggml_cgraph* new_graph(ggml_context* context) const;
     Result<void> run(ggml_cgraph* graph);
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(std::int64_t begin, std::int64_t count);
