@@ -5,6 +5,7 @@
 
 #include "cli/common.h"
 #include "cli/eval_common.h"
+#include "cli/eval_tasks.h"
 #include "cli/options.h"
 #include "cli/probe_template.h"
 #include "eval/divergence.h"
@@ -215,7 +216,7 @@ struct NiahArguments {
     MethodArguments method;
     PromptArguments prompt;  // only raw and chat_template are used
     std::vector<std::string> methods = {"snapkv", "headkv-r2"};
-    std::string out, haystack, needles, json;
+    std::string out, haystack, needles, json, baseline;
     NiahSettings settings;
 };
 
@@ -301,25 +302,24 @@ Result<void> write_niah(const NiahArguments& arguments, const ModelInfo& info,
     const std::vector<NiahRow> rows = summarize(run.results, arguments.settings.seed);
     double seconds = 0;
     for (const NiahProbe& probe : run.results) seconds += probe.seconds;
-    nlohmann::json lines = nlohmann::json::array();
-    for (const NiahRow& row : rows) {
-        nlohmann::json line = to_json(row);
-        add_types(line, configs, row.method);
-        line["model"] = model_title(info);
-        line["fingerprint"] = info.fingerprint;
-        line["seconds"] = seconds;  // of the whole run: its prefills are shared by all methods
-        line["seed"] = arguments.settings.seed;
-        line["version"] = version();
-        lines.push_back(std::move(line));
+    ReportHead head = report_head("niah", info, configs);
+    head.metric = "contains";
+    head.baseline = arguments.baseline;
+    head.seed = arguments.settings.seed;
+    head.flags = flags;
+    const Report report = make_report(std::move(head), run.results);
+    // The fields that all tasks have, and those of needles.
+    nlohmann::json json = report_json(report);
+    json["lengths"] = arguments.settings.lengths;
+    json["depths"] = arguments.settings.depths;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        json["results"][i].update(to_json(rows[i]));
+        json["results"][i]["seconds"] = seconds;  // of the whole run: all methods share prefills
     }
-    nlohmann::json json = {{"format", "headkv-eval/1"},
-                           {"flags", flags},
-                           {"lengths", arguments.settings.lengths},
-                           {"depths", arguments.settings.depths},
-                           {"results", std::move(lines)}};
     const std::string text = json.dump(2) + "\n";
     const auto file = std::filesystem::path(arguments.out) / "results.json";
     if (auto written = write_output(file.string(), text); !written) return written;
+    if (auto written = write_report(arguments.out, {&report, 1}, false); !written) return written;
     if (arguments.json != "-") {
         auto shown = print(fmt::format("{}: {} probes, {}\n{}", model_title(info),
                                        run.results.size(), human_ms(seconds * 1000), table(rows)));
@@ -351,14 +351,18 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     arguments.settings.chat = *chat;
     const auto configs = configurations(arguments.method, arguments.methods, info);
     if (!configs) return tl::unexpected(configs.error());
+    const auto named = report_head("niah", info, *configs);
+    if (auto good = check_baseline(arguments.baseline, named.configs); !good) return good;
     auto engine = Engine::create(*model, arguments.model.engine);
     if (!engine) return tl::unexpected(engine.error());
 
     catch_interrupts();
     ProgressBar bar("niah");
     const Progress stop = [](std::int64_t, std::int64_t) { return !interrupted(); };
+    std::optional<std::int64_t> before;  // what an earlier run left says nothing of the time left
     const auto draw = [&](std::int64_t done, std::int64_t total) {
-        bar.update(static_cast<double>(done), static_cast<double>(total));
+        before = before.value_or(done);
+        bar.update(static_cast<double>(done - *before), static_cast<double>(total - *before));
         return !interrupted();
     };
     const NiahRunner runner = [&](const ProbeSpec& spec) {
@@ -381,7 +385,9 @@ void register_niah(CLI::App& eval, Status& status) {
         *eval.add_subcommand("niah", "needles in a long text: which methods still find them");
     add_model_options(command, arguments->model);
     add_comparison_options(command, arguments->methods, arguments->method);
-    command.add_option("-o,--output", arguments->out, "folder of answers.jsonl and results.json")
+    command
+        .add_option("-o,--output", arguments->out,
+                    "folder of answers.jsonl, results.json, results.csv and report.html")
         ->required()
         ->type_name("FOLDER");
     command.add_option("--lengths", arguments->settings.lengths, "tokens of the documents")
@@ -398,6 +404,10 @@ void register_niah(CLI::App& eval, Status& status) {
         .add_option("--needles", arguments->needles,
                     "JSON lines of needle, question, real_needle, answer, key")
         ->type_name("FILE");
+    command
+        .add_option("--baseline", arguments->baseline,
+                    "one of --methods: differences from it at the same budget, too")
+        ->type_name("NAME");
     command.add_option("--limit", arguments->settings.limit, "most probes, 0: all")
         ->check(CLI::NonNegativeNumber);
     command.add_option("-n,--max-tokens", arguments->settings.max_tokens, "of an answer")
@@ -418,12 +428,15 @@ void register_niah(CLI::App& eval, Status& status) {
 }  // namespace
 
 void register_eval(CLI::App& app, Status& status) {
-    CLI::App& eval = *app.add_subcommand("eval", "benchmarks: ppl, kld, niah, generate, babilong");
+    std::string about = "benchmarks: ppl, kld, niah";
+    for (const EvalTask& task : eval_tasks()) about += fmt::format(", {}", task.name);
+    CLI::App& eval = *app.add_subcommand("eval", about);
     eval.require_subcommand(1);
     register_perplexity(eval, status);
     register_divergence(eval, status);
     register_niah(eval, status);
-    register_eval_task(eval, status);
+    register_eval_tasks(eval, status);
+    register_eval_merge(eval, status);
 }
 
 }  // namespace headkv::cli

@@ -8,6 +8,7 @@
 
 #include "calibrate/haystack.h"
 #include "cli/common.h"
+#include "cli/report_page.h"
 
 namespace headkv::cli {
 namespace {
@@ -148,6 +149,97 @@ void add_types(nlohmann::json& json, std::span<const ConfigUnderTest> configs,
 
 nlohmann::json interval(const Estimate& estimate) {
     return nlohmann::json::array({estimate.low, estimate.high});
+}
+
+namespace {
+
+// The commit that was built, where the build says so.
+std::string commit() {
+#ifdef HEADKV_COMMIT
+    return HEADKV_COMMIT;
+#else
+    return "";
+#endif
+}
+
+std::string text_of(const nlohmann::json& json) {
+    // Answers of a model may hold broken UTF-8.
+    return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+std::string signed_text(const Estimate& estimate) {
+    return fmt::format("{:+.3f} ({:+.3f}..{:+.3f})", estimate.value, estimate.low, estimate.high);
+}
+
+}  // namespace
+
+ReportHead report_head(std::string_view task, const ModelInfo& info,
+                       std::span<const ConfigUnderTest> configs) {
+    ReportHead head;
+    head.task = task;
+    head.model = model_title(info);
+    head.fingerprint = info.fingerprint;
+    head.version = version();
+    head.commit = commit();
+    head.configs.push_back({.method = "full", .options = nullptr});
+    for (const ConfigUnderTest& config : configs) {
+        const StoreTypes& store = config.method.store;
+        head.configs.push_back({config.name, config.rows, std::string(name_of(store.keys)),
+                                std::string(name_of(store.values)), describe(config.method)});
+    }
+    return head;
+}
+
+std::string report_text(const Report& report) {
+    std::size_t width = 14;
+    std::size_t group_width = 5;
+    for (const ReportRow& row : report.rows) {
+        width = std::max(width, row.method.size());
+        group_width = std::max(group_width, row.group.size());
+    }
+    const ReportHead& head = report.head;
+    std::string text = fmt::format(
+        "{}, {}: {} examples ({} left out), {}, {}, {}\n", head.model, head.task, report.examples,
+        report.left_out.size() + head.skipped.size(), head.metric,
+        head.query_aware ? "question seen by the methods" : "compressed before the question",
+        human_ms(report.seconds * 1000));
+    text += fmt::format("{:<{}} {:<{}} {:>6} {:>5} {:>6} {:>13} {:>23} {:>8} {:>23} {:>9} {:>6}",
+                        "group", group_width, "method", width, "rows", "n", "score", "95 %",
+                        "minus full (95 %)", "of full", "dlogp/token (95 %)", "KV", "share");
+    if (!head.baseline.empty()) text += fmt::format("  minus {} (95 %)", head.baseline);
+    text += '\n';
+    for (const ReportRow& row : report.rows) {
+        text += fmt::format(
+            "{:<{}} {:<{}} {:>6} {:>5} {:>6.3f} {:>13} {:>23} {:>7.1f}% {:>23} {:>9} {:>5.1f}%",
+            row.group.empty() ? "all" : row.group, group_width, row.method, width,
+            row.rows > 0 ? fmt::format("{:g}", row.rows) : "all", row.n, row.score.value,
+            fmt::format("{:.3f}..{:.3f}", row.score.low, row.score.high), signed_text(row.dscore),
+            100 * row.share_of_full, signed_text(row.dlog_probability), human_bytes(row.kv_bytes),
+            100 * row.kv_bytes / row.kv_bytes_full);
+        if (row.dbaseline) text += "  " + signed_text(*row.dbaseline);
+        text += '\n';
+    }
+    return text;
+}
+
+Result<void> write_report(const std::string& folder, std::span<const Report> reports, bool json) {
+    const std::filesystem::path path(folder);
+    if (json && reports.size() == 1) {
+        auto written =
+            write_output((path / "results.json").string(), text_of(report_json(reports[0])));
+        if (!written) return written;
+    }
+    auto written = write_output((path / "results.csv").string(), report_csv(reports));
+    if (!written) return written;
+    return write_output((path / "report.html").string(), report_page(reports));
+}
+
+Result<void> write_report_json(const std::string& file, std::span<const Report> reports) {
+    if (file.empty()) return {};
+    if (reports.size() == 1) return write_output(file, text_of(report_json(reports[0])));
+    nlohmann::json all = {{"format", "headkv-eval/1"}, {"tasks", nlohmann::json::array()}};
+    for (const Report& report : reports) all["tasks"].push_back(report_json(report));
+    return write_output(file, text_of(all));
 }
 
 }  // namespace headkv::cli

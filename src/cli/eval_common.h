@@ -11,6 +11,7 @@
 #include "calibrate/run_log.h"
 #include "cli/options.h"
 #include "eval/config.h"
+#include "eval/report.h"
 #include "eval/statistics.h"
 
 namespace headkv::cli {
@@ -37,6 +38,20 @@ Result<void> prepare_output(const std::string& folder, const std::string& json);
 // Says so where the log of an earlier run was of other settings.
 void note_start(RunLog::Start start, const std::filesystem::path& log);
 
-void register_eval_task(CLI::App& eval, Status& status);  // generate, babilong
+// The head of a report with all that is known before the run: the model, the configurations (full
+// first), what built the program.
+ReportHead report_head(std::string_view task, const ModelInfo& info,
+                       std::span<const ConfigUnderTest> configs);
+// The report as a table for a terminal.
+std::string report_text(const Report& report);
+// results.csv and report.html of one task or several; results.json where it is one of examples
+// (`eval niah` writes its own). Errors: those of write_output.
+Result<void> write_report(const std::string& folder, std::span<const Report> reports,
+                          bool json = true);
+// What --json asks for: results.json of one task, a list of several.
+Result<void> write_report_json(const std::string& file, std::span<const Report> reports);
+
+void register_eval_tasks(CLI::App& eval, Status& status);  // those of eval_tasks()
+void register_eval_merge(CLI::App& eval, Status& status);
 
 }  // namespace headkv::cli

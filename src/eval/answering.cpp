@@ -32,19 +32,27 @@ Result<std::vector<double>> score_reference(Engine& engine, SequenceId sequence,
     return each;
 }
 
+struct Greedy {
+    std::vector<Token> tokens;
+    bool last_unread = false;  // the sequence does not hold the last token: nothing followed it
+};
+
 // Greedy answers of all sequences, one batch a step; a sequence drops out at its end.
-Result<std::vector<std::string>> greedy_answers(Engine& engine, const Asked& asked,
-                                                std::span<const SequenceId> sequences,
-                                                std::span<const std::vector<float>> first_logits) {
+Result<std::vector<Greedy>> greedy_answers(Engine& engine, const Asked& asked,
+                                           std::span<const SequenceId> sequences,
+                                           std::span<const std::vector<float>> first_logits) {
     const Tokenizer& tokenizer = engine.model().tokenizer();
-    std::vector<std::vector<Token>> answers(sequences.size());
+    std::vector<Greedy> answers(sequences.size());
     std::vector<std::size_t> active;
     // Appends a sequence's next token; false once it has ended.
     const auto take = [&](std::size_t which, Token token) {
+        Greedy& answer = answers[which];
+        answer.last_unread = false;
         if (tokenizer.is_end(token)) return false;
-        answers[which].push_back(token);
-        return !(asked.first_line && line_complete(tokenizer, answers[which])) &&
-               static_cast<std::int64_t>(answers[which].size()) < asked.max_tokens;
+        answer.tokens.push_back(token);
+        answer.last_unread = (asked.first_line && line_complete(tokenizer, answer.tokens)) ||
+                             static_cast<std::int64_t>(answer.tokens.size()) >= asked.max_tokens;
+        return !answer.last_unread;
     };
     for (std::size_t i = 0; i < sequences.size(); ++i) {
         if (take(i, best_token(first_logits[i]))) active.push_back(i);
@@ -53,7 +61,7 @@ Result<std::vector<std::string>> greedy_answers(Engine& engine, const Asked& ask
         std::vector<DecodeInput> inputs;
         inputs.reserve(active.size());
         for (const std::size_t which : active) {
-            inputs.push_back({sequences[which], answers[which].back(), true});
+            inputs.push_back({sequences[which], answers[which].tokens.back(), true});
         }
         if (auto done = engine.decode(inputs); !done) return tl::unexpected(done.error());
         std::vector<std::size_t> going;
@@ -62,10 +70,71 @@ Result<std::vector<std::string>> greedy_answers(Engine& engine, const Asked& ask
         }
         active = std::move(going);
     }
-    std::vector<std::string> texts;
-    texts.reserve(answers.size());
-    for (const auto& answer : answers) texts.push_back(tokenizer.decode(answer));
-    return texts;
+    return answers;
+}
+
+// What a sequence has to read before a further question: the end of its own answer, but for the
+// newline that ended it (the question begins with its own).
+std::vector<Token> unread_of(const Tokenizer& tokenizer, const Greedy& answer) {
+    if (!answer.last_unread) return {};
+    const std::string piece = tokenizer.piece(answer.tokens.back());
+    if (piece.find('\n') != std::string::npos &&
+        piece.find_first_not_of(" \t\r\n") == std::string::npos) {
+        return {};
+    }
+    return {answer.tokens.back()};
+}
+
+// One question to all configurations: [configurations].
+struct Exchange {
+    std::vector<Greedy> answers;
+    std::vector<std::vector<double>> log_probability;
+};
+
+// The sequences read `before[i]`, then the question; an empty question was read by the prefill,
+// whose logits are `logits`.
+Result<Exchange> exchange(Engine& engine, const Asked& asked, std::span<const SequenceId> sequences,
+                          std::span<const std::vector<Token>> before,
+                          std::span<const Token> question, std::span<const Token> reference,
+                          std::span<const float> logits) {
+    Exchange result;
+    std::vector<std::vector<float>> first_logits;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+        if (question.empty()) {
+            first_logits.emplace_back(logits.begin(), logits.end());
+        } else {
+            std::vector<Token> tokens = before.empty() ? std::vector<Token>() : before[i];
+            tokens.insert(tokens.end(), question.begin(), question.end());
+            auto read = engine.extend(sequences[i], tokens);
+            if (!read) return tl::unexpected(read.error());
+            first_logits.push_back(std::move(*read));
+        }
+        auto score = score_reference(engine, sequences[i], reference, first_logits.back());
+        if (!score) return tl::unexpected(score.error());
+        result.log_probability.push_back(std::move(*score));
+    }
+    auto answers = greedy_answers(engine, asked, sequences, first_logits);
+    if (!answers) return tl::unexpected(answers.error());
+    result.answers = std::move(*answers);
+    return result;
+}
+
+// The same on copies, which are gone afterwards.
+Result<Exchange> exchange_on_copies(Engine& engine, const Asked& asked,
+                                    std::span<const SequenceId> sequences,
+                                    std::span<const Token> question,
+                                    std::span<const Token> reference) {
+    std::vector<SequenceId> ids;
+    for (const SequenceId sequence : sequences) {
+        auto copy = engine.copy(sequence);
+        if (!copy) {
+            const Sequences guard(engine, std::move(ids));
+            return tl::unexpected(copy.error());
+        }
+        ids.push_back(*copy);
+    }
+    const Sequences copies(engine, std::move(ids));
+    return exchange(engine, asked, copies.ids(), {}, question, reference, {});
 }
 
 }  // namespace
@@ -83,23 +152,30 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
                                               const Progress& progress) {
     assert(asked.compressed >= 1 && asked.compressed <= asked.prompt.size());
     assert(!asked.reference.empty());
+    assert(asked.turns.empty() || !asked.shared_context || asked.compressed < asked.prompt.size());
     const auto all = with_full(configs);
     const auto question = std::span(asked.prompt).subspan(asked.compressed);
     PrefillOptions options;
     options.progress = progress;
+    // Copies reserve for themselves; one after the other, all turns lie in one sequence.
+    const auto answer_room = [&](std::span<const Token> reference) {
+        return std::max(asked.max_tokens, static_cast<std::int64_t>(reference.size()));
+    };
     options.expected_new_tokens =
-        static_cast<std::int64_t>(question.size()) +
-        std::max(asked.max_tokens, static_cast<std::int64_t>(asked.reference.size()));
+        static_cast<std::int64_t>(question.size()) + answer_room(asked.reference);
+    for (const AskedTurn& turn : asked.turns) {
+        if (asked.shared_context) break;
+        options.expected_new_tokens +=
+            static_cast<std::int64_t>(turn.prompt.size()) + answer_room(turn.reference);
+    }
     auto filled =
         engine.prefill(std::span(asked.prompt).first(asked.compressed), methods_of(all), options);
     if (!filled) return tl::unexpected(filled.error());
     const Sequences sequences(engine, filled->sequences);
 
     std::vector<Answered> answers;
-    std::vector<std::vector<float>> first_logits;
     for (std::size_t i = 0; i < all.size(); ++i) {
-        const SequenceId id = sequences.ids()[i];
-        const SequenceInfo info = engine.info(id);
+        const SequenceInfo info = engine.info(sequences.ids()[i]);
         answers.push_back({all[i].name,
                            all[i].rows,
                            "",
@@ -107,20 +183,34 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
                            info.plan_bytes,
                            info.full_bytes,
                            info.rows_kept_mean});
-        if (question.empty()) {
-            first_logits.push_back(filled->logits);
-        } else {
-            auto logits = engine.extend(id, question);
-            if (!logits) return tl::unexpected(logits.error());
-            first_logits.push_back(std::move(*logits));
-        }
-        auto score = score_reference(engine, id, asked.reference, first_logits.back());
-        if (!score) return tl::unexpected(score.error());
-        answers.back().log_probability = std::move(*score);
     }
-    auto texts = greedy_answers(engine, asked, sequences.ids(), first_logits);
-    if (!texts) return tl::unexpected(texts.error());
-    for (std::size_t i = 0; i < texts->size(); ++i) answers[i].text = std::move((*texts)[i]);
+    const Tokenizer& tokenizer = engine.model().tokenizer();
+    const bool copies = asked.shared_context && !asked.turns.empty();
+    auto first = copies
+                     ? exchange_on_copies(engine, asked, sequences.ids(), question, asked.reference)
+                     : exchange(engine, asked, sequences.ids(), {}, question, asked.reference,
+                                filled->logits);
+    if (!first) return tl::unexpected(first.error());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        answers[i].text = tokenizer.decode(first->answers[i].tokens);
+        answers[i].log_probability = std::move(first->log_probability[i]);
+    }
+    Exchange last = std::move(*first);
+    for (const AskedTurn& turn : asked.turns) {
+        assert(!turn.prompt.empty() && !turn.reference.empty());
+        std::vector<std::vector<Token>> before;
+        for (const Greedy& answer : last.answers) before.push_back(unread_of(tokenizer, answer));
+        auto next =
+            copies
+                ? exchange_on_copies(engine, asked, sequences.ids(), turn.prompt, turn.reference)
+                : exchange(engine, asked, sequences.ids(), before, turn.prompt, turn.reference, {});
+        if (!next) return tl::unexpected(next.error());
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            answers[i].turns.push_back(
+                {tokenizer.decode(next->answers[i].tokens), std::move(next->log_probability[i])});
+        }
+        last = std::move(*next);
+    }
     return answers;
 }
 

@@ -1,5 +1,6 @@
 // One prompt, many configurations: a single prefill fills the full cache and every compressed one,
-// and their answers decode as sequences of one batch.
+// and their answers decode as sequences of one batch. Further questions are asked of the same
+// caches.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,12 @@
 
 namespace headkv {
 
+// A further question.
+struct AskedTurn {
+    std::vector<Token> prompt;     // what is read before its answer, not empty
+    std::vector<Token> reference;  // right answer, not empty
+};
+
 struct Asked {
     std::vector<Token> prompt;
     // Tokens from here on are read after compression, so that no method sees the question when it
@@ -21,6 +28,16 @@ struct Asked {
     std::vector<Token> reference;  // right answer, not empty
     std::int64_t max_tokens = 32;  // of a greedy answer
     bool first_line = false;       // the answer ends with its first line
+    std::vector<AskedTurn> turns = {};
+    // Every question, the first too, starts from a copy of the cache as it was compressed (there
+    // must then be a question outside). False: each stands behind the questions and answers before
+    // it, and rows that decoding gives up are gone for the later ones too.
+    bool shared_context = false;
+};
+
+struct AnsweredTurn {
+    std::string text;                     // greedy
+    std::vector<double> log_probability;  // [reference], each given those before it
 };
 
 struct Answered {
@@ -30,7 +47,8 @@ struct Answered {
     std::vector<double> log_probability;  // [reference], each given those before it
     std::int64_t kv_bytes = 0;            // of the rows kept of the compressed part
     std::int64_t kv_bytes_full = 0;
-    double rows_kept = 0;  // mean a head
+    double rows_kept = 0;                  // mean a head
+    std::vector<AnsweredTurn> turns = {};  // as Asked has them: without the first question
 };
 
 // Answers of full first, then of `configs` in their order. Without a question outside, the first

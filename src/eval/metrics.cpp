@@ -2,15 +2,19 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <set>
 
 #include "calibrate/metrics.h"
+#include "eval/metrics_longbench.h"
+#include "eval/metrics_subsequence.h"
 
 namespace headkv {
 namespace {
 
-constexpr std::array<std::string_view, 6> kNames = {"f1",      "contains", "exact",
-                                                    "rouge-l", "edit",     "labels"};
+constexpr std::array<std::string_view, 12> kNames = {
+    "f1",      "contains",     "exact",          "rouge-l",   "edit",  "labels",
+    "rouge-1", "rouge-l-sets", "classification", "retrieval", "count", "code"};
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 
@@ -31,24 +35,23 @@ std::string plain(std::string_view text) {
 }
 
 template <class Sequence>
-std::size_t common_subsequence(const Sequence& a, const Sequence& b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    for (const auto& item : a) {
-        std::size_t diagonal = 0;
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t above = row[j + 1];
-            row[j + 1] = item == b[j] ? diagonal + 1 : std::max(above, row[j]);
-            diagonal = above;
-        }
-    }
-    return row.back();
-}
-
-template <class Sequence>
 double common_share(const Sequence& a, const Sequence& b) {
     if (a.empty() || b.empty()) return 0;
     return 2 * static_cast<double>(common_subsequence(a, b)) /
            static_cast<double>(a.size() + b.size());
+}
+
+double rouge_1(std::string_view answer, std::string_view reference) {
+    auto given = words_of(answer);
+    auto expected = words_of(reference);
+    std::sort(given.begin(), given.end());
+    std::sort(expected.begin(), expected.end());
+    std::vector<std::string> common;
+    std::set_intersection(given.begin(), given.end(), expected.begin(), expected.end(),
+                          std::back_inserter(common));
+    if (common.empty()) return 0;
+    return 2 * static_cast<double>(common.size()) /
+           static_cast<double>(given.size() + expected.size());
 }
 
 std::set<std::string> found_in(std::string_view text, std::span<const std::string> labels) {
@@ -68,16 +71,24 @@ std::string_view metric_name(Metric metric) { return kNames[static_cast<std::siz
 Result<Metric> metric_by_name(std::string_view name) {
     const auto found = std::find(kNames.begin(), kNames.end(), name);
     if (found == kNames.end()) {
-        return bad_input(
-            "metric {} is unknown; known are f1, contains, exact, rouge-l, edit and labels", name);
+        std::string known;
+        for (const std::string_view one : kNames) {
+            known.append(known.empty() ? "" : ", ").append(one);
+        }
+        return bad_input("metric {} is unknown; known are {}", name, known);
     }
     return static_cast<Metric>(found - kNames.begin());
 }
 
-double score_answer(Metric metric, std::string_view answer, std::string_view reference) {
+bool metric_needs_labels(Metric metric) {
+    return metric == Metric::labels || metric == Metric::classification;
+}
+
+double score_answer(Metric metric, std::string_view answer, std::string_view reference,
+                    std::span<const std::string> labels) {
     switch (metric) {
         case Metric::f1:
-            return answer_f1(answer, reference);
+            return qa_f1(answer, reference);
         case Metric::contains: {
             const std::string wanted = plain(reference);
             return !wanted.empty() && plain(answer).find(wanted) != std::string::npos ? 1 : 0;
@@ -89,15 +100,29 @@ double score_answer(Metric metric, std::string_view answer, std::string_view ref
             return common_share(words_of(answer), words_of(reference));
         case Metric::edit:
             return common_share(answer, reference);
+        case Metric::rouge_1:
+            return rouge_1(answer, reference);
+        case Metric::rouge_l_sets:
+            return rouge_l_sets(answer, reference);
+        case Metric::classification:
+            return classification_score(answer, reference, labels);
+        case Metric::retrieval: {
+            const auto number = paragraph_number(reference);
+            return number ? number_share(answer, *number) : 0;
+        }
+        case Metric::count:
+            return number_share(answer, reference);
+        case Metric::code:
+            return code_similarity(answer, reference);
     }
     return 0;
 }
 
-double score_answer(Metric metric, std::string_view answer,
-                    std::span<const std::string> references) {
+double score_answer(Metric metric, std::string_view answer, std::span<const std::string> references,
+                    std::span<const std::string> labels) {
     double best = 0;
     for (const std::string& reference : references) {
-        best = std::max(best, score_answer(metric, answer, reference));
+        best = std::max(best, score_answer(metric, answer, reference, labels));
     }
     return best;
 }

@@ -153,22 +153,31 @@ Result<TaskData> load_babilong(const std::filesystem::path& folder,
 json to_json(const TaskResult& result) {
     json answers = json::array();
     for (const TaskAnswer& answer : result.answers) {
-        answers.push_back({{"method", answer.method},
-                           {"rows", answer.rows},
-                           {"answer", answer.text},
-                           {"score", answer.score},
-                           {"log_probability", answer.log_probability},
-                           {"kv_bytes", answer.kv_bytes},
-                           {"kv_bytes_full", answer.kv_bytes_full},
-                           {"rows_kept_mean", answer.rows_kept}});
+        json entry = {{"method", answer.method},
+                      {"rows", answer.rows},
+                      {"answer", answer.text},
+                      {"score", answer.score},
+                      {"log_probability", answer.log_probability},
+                      {"kv_bytes", answer.kv_bytes},
+                      {"kv_bytes_full", answer.kv_bytes_full},
+                      {"rows_kept_mean", answer.rows_kept}};
+        for (const TurnAnswer& turn : answer.turns) {
+            entry["turns"].push_back({{"answer", turn.text},
+                                      {"score", turn.score},
+                                      {"log_probability", turn.log_probability}});
+        }
+        answers.push_back(std::move(entry));
     }
-    return {{"id", result.id},
-            {"group", result.group},
-            {"prompt_tokens", result.prompt_tokens},
-            {"cut_tokens", result.cut_tokens},
-            {"seconds", result.seconds},
-            {"skipped", result.skipped},
-            {"answers", std::move(answers)}};
+    json entry = {{"id", result.id},
+                  {"group", result.group},
+                  {"prompt_tokens", result.prompt_tokens},
+                  {"cut_tokens", result.cut_tokens},
+                  {"seconds", result.seconds},
+                  {"skipped", result.skipped},
+                  {"answers", std::move(answers)}};
+    if (result.depth) entry["depth"] = *result.depth;
+    if (result.length) entry["length"] = *result.length;
+    return entry;
 }
 
 std::optional<TaskResult> task_result_from_json(const json& from) {
@@ -180,6 +189,9 @@ std::optional<TaskResult> task_result_from_json(const json& from) {
         from.at("cut_tokens").get_to(result.cut_tokens);
         from.at("seconds").get_to(result.seconds);
         from.at("skipped").get_to(result.skipped);
+        // Earlier logs have neither.
+        if (from.contains("depth")) result.depth = from.at("depth").get<double>();
+        if (from.contains("length")) result.length = from.at("length").get<std::int64_t>();
         for (const json& entry : from.at("answers")) {
             TaskAnswer answer;
             entry.at("method").get_to(answer.method);
@@ -190,6 +202,11 @@ std::optional<TaskResult> task_result_from_json(const json& from) {
             entry.at("kv_bytes").get_to(answer.kv_bytes);
             entry.at("kv_bytes_full").get_to(answer.kv_bytes_full);
             entry.at("rows_kept_mean").get_to(answer.rows_kept);
+            for (const json& turn : entry.value("turns", json::array())) {
+                answer.turns.push_back({turn.at("answer").get<std::string>(),
+                                        turn.at("score").get<double>(),
+                                        turn.at("log_probability").get<double>()});
+            }
             result.answers.push_back(std::move(answer));
         }
         if (result.answers.empty() != !result.skipped.empty()) return std::nullopt;
@@ -206,6 +223,22 @@ std::vector<TaskExample> chosen_examples(std::vector<TaskExample> examples,
         examples.resize(static_cast<std::size_t>(settings.limit));
     }
     return examples;
+}
+
+std::optional<TaskResult> turn_result(const TaskResult& result, std::size_t turn) {
+    if (result.answers.empty() || turn >= result.answers[0].turns.size()) return std::nullopt;
+    TaskResult one = result;
+    const std::string name = fmt::format("turn {}", turn + 1);
+    one.id += '/' + name;
+    one.group += (result.group.empty() ? "" : "/") + name;
+    for (TaskAnswer& answer : one.answers) {
+        assert(turn < answer.turns.size());
+        answer.text = answer.turns[turn].text;
+        answer.score = answer.turns[turn].score;
+        answer.log_probability = answer.turns[turn].log_probability;
+        answer.turns.clear();
+    }
+    return one;
 }
 
 std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_t seed) {
@@ -251,8 +284,18 @@ std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_
         }
     };
     add("", all);
-    if (groups.size() > 1) {
-        for (const auto& [group, members] : groups) add(group, members);
+    for (const auto& [group, members] : groups) {
+        if (groups.size() > 1) add(group, members);
+        for (std::size_t turn = 0;; ++turn) {
+            std::vector<TaskResult> of_turn;
+            for (const TaskResult* result : members) {
+                if (auto one = turn_result(*result, turn)) of_turn.push_back(std::move(*one));
+            }
+            if (of_turn.empty()) break;
+            std::vector<const TaskResult*> pointers;
+            for (const TaskResult& result : of_turn) pointers.push_back(&result);
+            add(of_turn[0].group, pointers);
+        }
     }
     return rows;
 }

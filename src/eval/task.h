@@ -16,6 +16,7 @@
 #include "eval/logged_run.h"
 #include "eval/metrics.h"
 #include "eval/statistics.h"
+#include "eval/string_match.h"
 #include "headkv/chat.h"
 #include "headkv/engine.h"
 
@@ -32,16 +33,22 @@ struct TaskExample {
     std::string context;               // may be empty
     std::string question;              // may be empty where the context asks
     std::vector<std::string> answers;  // at least one; the first is the reference
-    std::vector<std::string> labels;   // for Metric::labels
+    std::vector<std::string> labels;   // for Metric::labels and Metric::classification
 
     // Where the examples of a task differ; unset: as TaskSettings has it.
     std::optional<Metric> metric = {};
+    std::optional<StringMatch> match = {};  // RULER's score, in place of a metric
     std::optional<std::int64_t> max_tokens = {};
     std::optional<bool> first_line = {};
     bool raw = false;  // never in a chat template, as a benchmark prescribes for few-shot prompts
 
-    // Further questions to the same cache, each behind the answers before it.
+    // Further questions to the same cache: see TurnMode.
     std::vector<TaskTurn> turns = {};
+
+    // Where the answer stands (percent of the text before it) and the tokens of the whole prompt
+    // as asked for: the axes of a heat map.
+    std::optional<double> depth = {};
+    std::optional<std::int64_t> length = {};
 };
 
 // A line of a data file that could not be used.
@@ -67,6 +74,14 @@ Result<TaskData> load_babilong(const std::filesystem::path& folder,
                                std::span<const std::string> tasks,
                                std::span<const std::string> lengths);
 
+// How the further questions of an example are asked.
+enum class TurnMode {
+    multi_turn,  // behind the questions and the model's own answers before it, in the same cache
+    // Each from a copy of the cache as it was compressed before any question (query_aware is then
+    // off, whatever it says).
+    shared_context
+};
+
 struct TaskSettings {
     Metric metric = Metric::f1;
     std::int64_t max_tokens = 64;
@@ -75,6 +90,14 @@ struct TaskSettings {
     std::int64_t limit = 0;   // most examples, 0: all
     std::uint64_t seed = 1;   // of the order and of the intervals
     std::optional<ChatTemplate> chat;
+    TurnMode turn_mode = TurnMode::multi_turn;
+};
+
+// What one configuration made of one question of several.
+struct TurnAnswer {
+    std::string text;
+    double score = 0;
+    double log_probability = 0;  // per token of the reference, teacher-forced
 };
 
 // What one configuration made of one example.
@@ -82,10 +105,11 @@ struct TaskAnswer {
     std::string method;
     double rows = 0;  // 0 for full
     std::string text;
-    double score = 0;
-    double log_probability = 0;  // per token of the reference, teacher-forced
+    double score = 0;            // with several questions: the mean over them
+    double log_probability = 0;  // per token of the reference, teacher-forced; mean as above
     std::int64_t kv_bytes = 0, kv_bytes_full = 0;
     double rows_kept = 0;
+    std::vector<TurnAnswer> turns = {};  // of every question, the first too; empty for one alone
 };
 
 struct TaskResult {
@@ -93,8 +117,10 @@ struct TaskResult {
     std::int64_t prompt_tokens = 0;
     std::int64_t cut_tokens = 0;  // taken out of the middle of a prompt beyond the context
     double seconds = 0;
-    std::string skipped;              // why there are no answers; empty otherwise
-    std::vector<TaskAnswer> answers;  // full first, then the configurations in their order
+    std::string skipped;                      // why there are no answers; empty otherwise
+    std::vector<TaskAnswer> answers;          // full first, then the configurations in their order
+    std::optional<double> depth = {};         // as in TaskExample
+    std::optional<std::int64_t> length = {};  // as in TaskExample
 };
 
 nlohmann::json to_json(const TaskResult& result);
@@ -106,8 +132,9 @@ std::optional<TaskResult> task_result_from_json(const nlohmann::json& json);
 std::vector<TaskExample> chosen_examples(std::vector<TaskExample> examples,
                                          const TaskSettings& settings);
 
-// The prompt, where its question begins (see Asked), and the reference. A prompt beyond the context
-// loses its middle, as LongBench prescribes (2308.14508); `cut` says how many tokens.
+// The prompt, where its question begins (see Asked), the reference, and the further questions. A
+// prompt that leaves no room for what follows in the context loses its middle, as LongBench
+// prescribes (2308.14508); `cut` says how many tokens.
 // Error (bad_input): nothing to compress before the question with query_aware off.
 Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
                   std::int64_t& cut);
@@ -116,6 +143,10 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
 Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
                                std::span<const ConfigUnderTest> configs,
                                const TaskSettings& settings, const Progress& progress = {});
+
+// One question of several as a result of its own, in the group "GROUP/turn N" (N from 1); `turn`
+// from 0. Nothing where there is no such question.
+std::optional<TaskResult> turn_result(const TaskResult& result, std::size_t turn);
 
 // A method at a budget over all examples of a group ("" is all of them).
 struct TaskRow {
@@ -128,7 +159,8 @@ struct TaskRow {
     double kv_bytes = 0, kv_bytes_full = 0, rows_kept = 0;  // means
 };
 // Skipped examples count nowhere. Groups in alphabetical order behind the line over all; one group
-// alone gets no line of its own.
+// alone gets no line of its own. Examples with several questions count with the mean over them;
+// behind their group's lines stand those of each question, as groups "GROUP/turn 1", ...
 std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_t seed);
 
 using TaskRun = LoggedRun<TaskResult>;

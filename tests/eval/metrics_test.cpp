@@ -1,7 +1,14 @@
-// Worked examples: the values are computed from the definitions by hand.
+// Worked examples: the values are computed from the definitions, by hand here, by
+// tests/eval/data/make_metrics.py in metrics.jsonl.
 #include "eval/metrics.h"
 
 #include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "eval/metrics_longbench.h"
 
 namespace headkv {
 namespace {
@@ -58,6 +65,77 @@ INSTANTIATE_TEST_SUITE_P(Edit, WorkedExamples,
                                          Worked{Metric::edit, "abc", "xyz", 0},
                                          Worked{Metric::edit, "ab", "ba", 2.0 / 4},
                                          Worked{Metric::edit, "", "a", 0}));
+
+TEST(Metrics, AgreeWithTheWorkedExamplesOfTheFixture) {
+    std::ifstream in(HEADKV_SOURCE_DIR "/tests/eval/data/metrics.jsonl");
+    ASSERT_TRUE(in);
+    std::map<std::string, int> examples;
+    for (std::string line; std::getline(in, line);) {
+        const auto row = nlohmann::json::parse(line);
+        const std::string name = row.at("metric");
+        const std::string answer = row.at("answer");
+        const std::string reference = row.at("reference");
+        const auto labels = row.value("labels", std::vector<std::string>());
+        const auto metric = metric_by_name(name);
+        ASSERT_TRUE(metric) << name;
+        const double score =
+            *metric == Metric::labels
+                ? label_score(answer, row.at("question").get<std::string>(), reference, labels)
+                : score_answer(*metric, answer, reference, labels);
+        EXPECT_NEAR(score, row.at("score").get<double>(), 1e-12) << line;
+        ++examples[name];
+    }
+    for (const std::string_view name : metric_names()) {
+        EXPECT_GE(examples[std::string(name)], 50) << name;
+    }
+}
+
+TEST(RougeLSets, CountsAWordOnceAndJoinsTheSubsequencesOfAllSentences) {
+    // Lin's example: the sentences have w1 w2 and w1 w3 w5 in common with the reference.
+    const double p = 4.0 / 8;
+    const double r = 4.0 / 5;
+    EXPECT_NEAR(rouge_l_sets("w1 w2 w6 w7 w8. w1 w3 w8 w9 w5", "w1 w2 w3 w4 w5"),
+                2 * p * r / (p + r), 1e-8);
+    EXPECT_NEAR(rouge_l_sets("x x x", "x"), 1, 1e-8);
+    EXPECT_NEAR(rouge_l_sets("X, y", "x y"), 0.5, 1e-8);  // letter case and commas stay
+    EXPECT_EQ(rouge_l_sets("...", "x"), 0);
+    // The blank behind the full stop is a sentence of one empty word.
+    EXPECT_NEAR(rouge_l_sets("x. ", "x"), 2.0 / 3, 1e-8);
+}
+
+TEST(RougeLSets, LongSentencesAreScored) {
+    std::string text;  // deeper than Python would recurse
+    for (int i = 0; i < 3000; ++i) text.append(std::to_string(i)).append(" ");
+    EXPECT_NEAR(rouge_l_sets(text, text), 1, 1e-8);
+}
+
+TEST(Classification, SharesThePointAmongTheLabelsFound) {
+    const std::vector<std::string> labels = {"Food", "Date", "Other entity", "Other", "entity"};
+    EXPECT_EQ(classification_score("Date", "Date", labels), 1);
+    EXPECT_EQ(classification_score("Date or Food", "Date", labels), 0.5);
+    EXPECT_EQ(classification_score("Food", "Date", labels), 0);
+    // "Other" is struck out, and "entity" behind it is then missed.
+    EXPECT_EQ(classification_score("Other entity", "Other entity", labels), 0.5);
+    EXPECT_EQ(classification_score("Date", "Date", {}), 0);
+}
+
+TEST(Retrieval, TakesTheFirstNumberedParagraph) {
+    EXPECT_EQ(paragraph_number("Paragraph 12"), "12");
+    EXPECT_EQ(paragraph_number("段落7 and Paragraph 3"), "7");
+    EXPECT_EQ(paragraph_number("Paragraph x, Paragraph 4"), "4");
+    EXPECT_EQ(paragraph_number("paragraph 4"), std::nullopt);
+    EXPECT_EQ(paragraph_number("段落"), std::nullopt);
+}
+
+TEST(Metrics, SomeNeedTheLabelsOfTheirTask) {
+    EXPECT_TRUE(metric_needs_labels(Metric::labels));
+    EXPECT_TRUE(metric_needs_labels(Metric::classification));
+    EXPECT_FALSE(metric_needs_labels(Metric::f1));
+    const std::vector<std::string> labels = {"Food", "Date"};
+    const std::vector<std::string> references = {"Food", "Date"};
+    EXPECT_EQ(score_answer(Metric::classification, "a Date", references, labels), 1);
+    EXPECT_EQ(score_answer(Metric::classification, "a Date", references), 0);
+}
 
 TEST(Metrics, TheBestReferenceCounts) {
     const std::vector<std::string> references = {"a barn", "an old stable"};
