@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 
 #include "calibrate/filler.h"
@@ -174,7 +175,7 @@ std::string with_insertions(std::span<const std::string> sentences,
     std::vector<std::pair<std::size_t, const std::string*>> places;
     for (const Insertion& insertion : insertions) {
         const double at = insertion.share * static_cast<double>(sentences.size());
-        places.emplace_back(std::min(static_cast<std::size_t>(at + 0.5), sentences.size()),
+        places.emplace_back(std::min(static_cast<std::size_t>(std::lround(at)), sentences.size()),
                             &insertion.text);
     }
     std::stable_sort(places.begin(), places.end(),

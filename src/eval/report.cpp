@@ -47,6 +47,8 @@ std::optional<Estimate> against_baseline(const ReportHead& head, std::size_t con
         if (!group.empty() && outcome.group != group) continue;
         differences.push_back({outcome.cluster, outcome.scores[config] - outcome.scores[*other]});
     }
+    // Lines of single questions have no outcomes of their own yet: no figure rather than a 0.
+    if (differences.empty()) return std::nullopt;
     return clustered_estimate(differences, head.seed);
 }
 
@@ -272,8 +274,8 @@ Report make_report(ReportHead head, std::span<const TaskResult> results) {
     std::size_t at = 0;
     for (TaskRow& row : summarize(results, report.head.seed)) {
         const std::size_t config = config_of(at++, report.head);
-        auto difference = against_baseline(report.head, config, row.group, outcomes);
-        report.rows.push_back({std::move(row), std::move(difference)});
+        const auto difference = against_baseline(report.head, config, row.group, outcomes);
+        report.rows.push_back({std::move(row), difference});
     }
     report.maps = heat_maps(report.head, outcomes);
     report.turns = turn_scores(report.head, results);
@@ -307,6 +309,7 @@ Report make_report(ReportHead head, std::span<const NiahProbe> probes) {
         row.kv_bytes_full = from.kv_bytes_full;
         row.rows_kept = from.rows_kept;
         std::vector<Observation> differences;
+        differences.reserve(outcomes.size());
         for (const Outcome& outcome : outcomes) {
             differences.push_back({outcome.cluster, outcome.scores[config] - outcome.scores[0]});
         }

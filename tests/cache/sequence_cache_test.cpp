@@ -296,7 +296,8 @@ INSTANTIATE_TEST_SUITE_P(EveryPairOfTypes, CacheAgainstNaive,
 TEST(StoredRows, StandForTheirValues) {
     Random random(5);
     const std::int64_t dim = 96, tokens = 9;
-    const auto keys = random_values(tokens * dim, random), values = keys;
+    const auto keys = random_values(tokens * dim, random);
+    const auto& values = keys;
     const auto half = halves(keys);
     for (const auto type : {RowType::f16, RowType::q8_0, RowType::q4_0}) {
         SequenceCache cache({1, 1, dim, dim, type, type});

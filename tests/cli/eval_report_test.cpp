@@ -23,7 +23,7 @@ TEST_F(Reports, ARunLeavesJsonCsvAndAPage) {
     EXPECT_EQ(results.at("examples"), 6);
     ASSERT_EQ(results.at("results").size(), 15U);  // full and four others: all, and two groups
     for (const json& row : results["results"]) {
-        EXPECT_EQ(row.at("n"), row.at("group") == "" ? 6 : 3) << row.dump();
+        EXPECT_EQ(row.at("n"), row.at("group").get<std::string>().empty() ? 6 : 3) << row.dump();
         EXPECT_EQ(row.at("fingerprint"), results["fingerprint"]);
         EXPECT_EQ(row.at("options").is_null(), row.at("method") == "full");
         EXPECT_EQ(row.contains("dbaseline"), row.at("method") == "snapkv");
@@ -90,7 +90,7 @@ TEST_F(Reports, AGeneratedTaskHasItsMaps) {
     EXPECT_EQ(results.at("examples"), 4);
     EXPECT_EQ(results.at("query_aware"), false);
     for (const json& row : results.at("results")) {
-        EXPECT_EQ(row.at("n"), row.at("group") == "" ? 4 : 2) << row.dump();
+        EXPECT_EQ(row.at("n"), row.at("group").get<std::string>().empty() ? 4 : 2) << row.dump();
     }
     EXPECT_NE(read_file(folder / "n/report.html").find("data-chart=heat"), std::string::npos);
     expect_refused(call({"eval", "needles", "-m", model(), "-o", path("x"), "--methods", "snapkv",
