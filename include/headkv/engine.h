@@ -20,7 +20,7 @@ enum class Precision {
 };
 
 struct EngineOptions {
-    Precision precision = Precision::exact;  // fast has not been measured yet (docs/performance.md)
+    Precision precision = Precision::exact;
     // For tests: `fast` computes in bf16 on every CPU, slowly where there are no units for it.
     bool bf16_anywhere = false;
     // Most prompt tokens a prefill step computes at once; devices take 2048 unless told otherwise.

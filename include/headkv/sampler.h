@@ -33,6 +33,9 @@ private:
     std::uint64_t state_[4];                           // xoshiro256++
 };
 
+// The greedy choice: the first of the best logits. A NaN never wins.
+Token best_token(std::span<const float> logits);
+
 // log softmax(logits)[token] in f64 accumulation.
 double log_probability(std::span<const float> logits, Token token);
 

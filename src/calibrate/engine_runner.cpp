@@ -5,6 +5,7 @@
 #include "calibrate/calibration.h"
 #include "calibrate/head_scoring.h"
 #include "calibrate/metrics.h"
+#include "headkv/sampler.h"
 
 namespace headkv {
 namespace {

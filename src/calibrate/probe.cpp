@@ -128,8 +128,4 @@ bool line_complete(const Tokenizer& tokenizer, std::span<const Token> answer) {
     return first != std::string::npos && text.find('\n', first) != std::string::npos;
 }
 
-Token best_token(std::span<const float> logits) {
-    return static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 }  // namespace headkv

@@ -67,7 +67,4 @@ Result<PreparedProbe> prepare_probe(const Model& model, const Haystack& haystack
 // True once an answer's first line is complete: a newline after something that is not white space.
 bool line_complete(const Tokenizer& tokenizer, std::span<const Token> answer);
 
-// Greedy choice; ties go to the lower id.
-Token best_token(std::span<const float> logits);
-
 }  // namespace headkv

@@ -288,6 +288,15 @@ Progress ProgressBar::callback() {
     };
 }
 
+Progress ProgressBar::callback_of_run() {
+    return [this, before = std::optional<std::int64_t>()](std::int64_t done,
+                                                          std::int64_t total) mutable {
+        before = before.value_or(done);
+        update(static_cast<double>(done - *before), static_cast<double>(total - *before));
+        return !interrupted();
+    };
+}
+
 std::int64_t peak_resident_bytes() {
     struct rusage usage = {};
     ::getrusage(RUSAGE_SELF, &usage);

@@ -62,6 +62,9 @@ public:
     void clear();
     // For prefill() and the like: draws, and stops the call after ctrl-C.
     Progress callback();
+    // For runs that go on: what an earlier one left, the first count that comes, says nothing of
+    // the time left.
+    Progress callback_of_run();
 
 private:
     std::string label_;

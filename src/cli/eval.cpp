@@ -359,12 +359,7 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     catch_interrupts();
     ProgressBar bar("niah");
     const Progress stop = [](std::int64_t, std::int64_t) { return !interrupted(); };
-    std::optional<std::int64_t> before;  // what an earlier run left says nothing of the time left
-    const auto draw = [&](std::int64_t done, std::int64_t total) {
-        before = before.value_or(done);
-        bar.update(static_cast<double>(done - *before), static_cast<double>(total - *before));
-        return !interrupted();
-    };
+    const Progress draw = bar.callback_of_run();
     const NiahRunner runner = [&](const ProbeSpec& spec) {
         return run_niah_probe(**engine, *haystack,
                               (*needles)[static_cast<std::size_t>(spec.needle)], spec, *configs,

@@ -107,7 +107,7 @@ std::string data_of(const std::string& data, std::string_view task, bool alone) 
     if (alone || data.empty()) return data;
     const auto inside = std::filesystem::path(data) / task;
     for (const char* extension : {"", ".jsonl"}) {
-        const std::string candidate = inside.string() + extension;
+        std::string candidate = inside.string() + extension;
         if (std::filesystem::exists(candidate)) return candidate;
     }
     return data;
@@ -230,12 +230,7 @@ Result<Report> run_job(const TaskArguments& arguments, const Job& job, Engine& e
 
     ProgressBar bar(label);
     const Progress stop = [](std::int64_t, std::int64_t) { return !interrupted(); };
-    std::optional<std::int64_t> before;  // what an earlier run left says nothing of the time left
-    const auto draw = [&](std::int64_t done, std::int64_t total) {
-        before = before.value_or(done);
-        bar.update(static_cast<double>(done - *before), static_cast<double>(total - *before));
-        return !interrupted();
-    };
+    const Progress draw = bar.callback_of_run();
     const auto log = std::filesystem::path(job.folder) / "answers.jsonl";
     const auto runner = [&](const TaskExample& example) {
         return run_example(engine, example, configs, job.settings, stop);

@@ -1,5 +1,8 @@
 #include "engine/compute.h"
 
+#include <algorithm>
+#include <chrono>
+
 namespace headkv {
 
 Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
@@ -28,14 +31,14 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
 }
 
 Result<void> Compute::run(ggml_cgraph* graph) const {
-    const auto status = ggml_backend_graph_compute(backend_.get(), graph);
-    if (status == GGML_STATUS_SUCCESS) return {};
-    return failure("{} cannot compute: {}", ggml_backend_name(backend_.get()),
-                   ggml_status_to_string(status));
+    return checked(ggml_backend_graph_compute(backend_.get(), graph));
 }
 
 Result<void> Compute::start(ggml_cgraph* graph) const {
-    const auto status = ggml_backend_graph_compute_async(backend_.get(), graph);
+    return checked(ggml_backend_graph_compute_async(backend_.get(), graph));
+}
+
+Result<void> Compute::checked(ggml_status status) const {
     if (status == GGML_STATUS_SUCCESS) return {};
     return failure("{} cannot compute: {}", ggml_backend_name(backend_.get()),
                    ggml_status_to_string(status));
@@ -50,6 +53,26 @@ ggml_cgraph* Compute::new_graph(ggml_context* context, std::int64_t nodes, ggml_
     auto* graph = ggml_new_graph_custom(context, static_cast<std::size_t>(nodes), false);
     ggml_build_forward_expand(graph, key);
     return graph;
+}
+
+WorkMemory::WorkMemory(ggml_backend_t backend)
+    : allocator_(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend))) {}
+
+bool WorkMemory::place(ggml_cgraph* graph) {
+    if (!allocator_ || !ggml_gallocr_alloc_graph(allocator_.get(), graph)) return false;
+    bytes_ = std::max(bytes_, ggml_gallocr_get_buffer_size(allocator_.get(), 0));
+    return true;
+}
+
+double now_ms() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double, std::milli>(now).count();
+}
+
+ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                     std::int64_t count) {
+    return ggml_view_2d(context, matrix, matrix->ne[0], count, matrix->nb[1],
+                        static_cast<std::size_t>(first) * matrix->nb[1]);
 }
 
 ggml_context_ptr make_context(std::int64_t tensors) {

@@ -38,6 +38,7 @@ public:
 
 private:
     Compute() = default;
+    Result<void> checked(ggml_status status) const;
     struct FreePool {
         void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
     };
@@ -49,6 +50,24 @@ private:
     ggml_tensor* passing_ = nullptr;
     int threads_ = 1;
 };
+
+// The memory of the intermediate results of graphs that run one after the other; grows.
+class WorkMemory {
+public:
+    explicit WorkMemory(ggml_backend_t backend);
+    bool place(ggml_cgraph* graph);               // false: out of memory
+    std::size_t bytes() const { return bytes_; }  // the most so far
+
+private:
+    ggml_gallocr_ptr allocator_;
+    std::size_t bytes_ = 0;
+};
+
+double now_ms();  // of a clock that only goes forward
+
+// Columns [first, first + count) of a matrix, no copy.
+ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
+                     std::int64_t count);
 
 // Descriptions of tensors without data: `tensors` of them and a graph of as many nodes.
 ggml_context_ptr make_context(std::int64_t tensors);

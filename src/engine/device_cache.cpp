@@ -41,15 +41,14 @@ Result<void> DeviceCache::allocate(ggml_context_ptr context) {
     return {};
 }
 
-Result<std::size_t> DeviceCache::find_class(const HeadGroup& group, bool even) {
-    const auto multiple = shape_.multiple;
-    const auto capacity = (group.rows + shape_.reserve + multiple - 1) / multiple * multiple;
+Result<std::size_t> DeviceCache::find_class(const HeadGroup& group) {
+    const auto capacity = whole_blocks(group.rows + shape_.reserve);
     const auto heads = static_cast<std::int64_t>(group.heads.size());
-    for (std::size_t i = 0; even && i < classes_.size(); ++i) {
+    for (std::size_t i = 0; group.even && i < classes_.size(); ++i) {
         const Class& other = classes_[i];
         if (other.even && other.heads == heads && other.kept == group.rows) return i;
     }
-    Class made{heads, group.rows, capacity, even, nullptr, {}};
+    Class made{heads, group.rows, capacity, group.even, nullptr, {}};
     auto context = make_context(2);
     made.mask =
         ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, capacity, 1, 1, heads * shape_.slots);
@@ -64,16 +63,13 @@ Result<std::size_t> DeviceCache::find_class(const HeadGroup& group, bool even) {
     return classes_.size() - 1;
 }
 
-Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int64_t> rows,
-                                    std::span<const HeadGroup> groups) {
+Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const HeadGroup> groups) {
     auto& place = layers_[size(layer)];
     if (!place.empty()) return {};
     std::vector<Group> made;
     auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 1);
     for (const HeadGroup& group : groups) {
-        const bool even = std::all_of(group.heads.begin(), group.heads.end(),
-                                      [&](auto head) { return rows[size(head)] == group.rows; });
-        const auto row_class = find_class(group, even);
+        const auto row_class = find_class(group);
         if (!row_class) return tl::unexpected(row_class.error());
         const Class& about = classes_[*row_class];
         const auto tensor = [&](ggml_type type, std::int64_t dim) {

@@ -19,6 +19,13 @@
 
 namespace headkv {
 
+// What ggml's CUDA attention wants: row capacities, and the starts of prefill chunks, in such
+// blocks.
+constexpr std::int64_t kRowBlock = 256;
+constexpr std::int64_t whole_blocks(std::int64_t rows) {
+    return (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
+}
+
 class DeviceCache {
 public:
     // Heads whose rows are filled in step, in any number of layers: they share a mask.
@@ -36,18 +43,16 @@ public:
     struct Shape {
         AttentionShape attention;
         ggml_type type_k = GGML_TYPE_F16, type_v = GGML_TYPE_F16;
-        std::int64_t multiple = 256;  // of every capacity
-        std::int64_t reserve = 256;   // rows that a head may hold beyond those of the prompt
+        std::int64_t reserve = kRowBlock;  // rows that a head may hold beyond those of the prompt
         std::int64_t slots = 1;
     };
 
     DeviceCache(ggml_backend_t backend, const Shape& shape);
 
     const Shape& shape() const { return shape_; }
-    // The memory of a layer whose heads keep `rows` ([kv_heads]) of a prompt, in `groups`. Nothing
-    // happens where the layer is there already. Error (failure): out of memory.
-    Result<void> add_layer(std::int64_t layer, std::span<const std::int64_t> rows,
-                           std::span<const HeadGroup> groups);
+    // The memory of a layer whose heads lie in `groups`. Nothing happens where the layer is there
+    // already. Error (failure): out of memory.
+    Result<void> add_layer(std::int64_t layer, std::span<const HeadGroup> groups);
     const std::vector<Group>& layer(std::int64_t layer) const;
     Class& row_class(std::size_t index) { return classes_[index]; }
     std::size_t classes() const { return classes_.size(); }
@@ -66,7 +71,7 @@ public:
     std::int64_t row_bytes() const;
 
 private:
-    Result<std::size_t> find_class(const HeadGroup& group, bool even);
+    Result<std::size_t> find_class(const HeadGroup& group);
     Result<void> allocate(ggml_context_ptr context);
 
     ggml_backend_t backend_;

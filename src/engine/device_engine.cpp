@@ -140,8 +140,8 @@ DeviceEngine::~DeviceEngine() = default;
 
 // --- prefill
 
-Result<std::shared_ptr<DeviceCache>> DeviceEngine::cache_for(const Method& method,
-                                                             std::int64_t expected_new_tokens) {
+DeviceEngine::Place DeviceEngine::place_for(const Method& method,
+                                            std::int64_t expected_new_tokens) {
     const auto& config = method.config();
     const bool grows = method.recipe().allocate == AllocateStep::all;
     const auto reserve =
@@ -149,58 +149,40 @@ Result<std::shared_ptr<DeviceCache>> DeviceEngine::cache_for(const Method& metho
     std::string key;
     if (method.recipe().allocate != AllocateStep::adaptive) {
         key = fmt::format("{} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
-                          ggml_type_name(ggml_type_of(config.store.values)), (reserve + 255) / 256);
+                          ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve));
         for (const auto rows : method.plan().rows) key += fmt::format(" {}", rows);
         // A cache whose slots are all taken stays with its sequences; the next ones get another.
         const auto found = caches_.find(key);
-        if (found != caches_.end()) return found->second;
+        const auto slot = found == caches_.end() ? -1 : found->second->take_slot();
+        if (slot >= 0) return {found->second, slot};
     }
-    const DeviceCache::Shape shape{shape_,
-                                   ggml_type_of(config.store.keys),
-                                   ggml_type_of(config.store.values),
-                                   256,
-                                   reserve,
+    const DeviceCache::Shape shape{shape_, ggml_type_of(config.store.keys),
+                                   ggml_type_of(config.store.values), reserve,
                                    key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots)};
     auto cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
     if (!key.empty()) caches_[key] = cache;
-    return cache;
+    return {cache, cache->take_slot()};
 }
 
 Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     std::span<const Token> prompt, std::span<const MethodConfig> configs,
     std::int64_t expected_new_tokens) {
     const auto& hyper = model_->impl().hyper;
-    std::vector<DeviceTarget> targets;
-    const auto undo = [&] {
-        for (auto& target : targets) target.cache->free_slot(target.slot);
-    };
+    // All that may fail comes before the first slot is taken.
+    std::vector<Method> methods;
     for (MethodConfig config : configs) {
         if (config.layout == RowLayout()) config.layout = layout();
         const auto bytes = row_bytes(config.store, hyper.head_dim_k, hyper.head_dim_v);
-        auto method = bytes ? Method::create(config, hyper.shape,
-                                             static_cast<std::int64_t>(prompt.size()), *bytes)
-                            : Result<Method>(tl::unexpected(bytes.error()));
-        if (!method) {
-            undo();
-            return tl::unexpected(method.error());
-        }
-        auto cache = cache_for(*method, expected_new_tokens);
-        if (!cache) {
-            undo();
-            return tl::unexpected(cache.error());
-        }
-        auto slot = (*cache)->take_slot();
-        if (slot < 0) {
-            // Full: a further cache of the same kind takes its place among those with room.
-            std::erase_if(caches_, [&](const auto& pair) { return pair.second == *cache; });
-            cache = cache_for(*method, expected_new_tokens);
-            if (!cache) {
-                undo();
-                return tl::unexpected(cache.error());
-            }
-            slot = (*cache)->take_slot();
-        }
-        targets.push_back({std::move(*method), std::move(*cache), slot});
+        if (!bytes) return tl::unexpected(bytes.error());
+        auto method =
+            Method::create(config, hyper.shape, static_cast<std::int64_t>(prompt.size()), *bytes);
+        if (!method) return tl::unexpected(method.error());
+        methods.push_back(std::move(*method));
+    }
+    std::vector<DeviceTarget> targets;
+    for (Method& method : methods) {
+        auto [cache, slot] = place_for(method, expected_new_tokens);
+        targets.push_back({std::move(method), std::move(cache), slot});
     }
     DevicePrefill::Options chosen;
     if (options_.chunk != EngineOptions().chunk) chosen.chunk = options_.chunk;
@@ -228,21 +210,8 @@ Result<std::vector<float>> DeviceEngine::log_probabilities(std::span<const Token
     chosen.all_tokens = true;
     auto prefill = DevicePrefill::create(compute_, *model_, text, {}, chosen);
     if (!prefill) return tl::unexpected(prefill.error());
-    const auto layers = shape_.heads.layers;
-    for (bool done = false; !done;) {
-        const auto layer = (*prefill)->layer();
-        auto step = (*prefill)->step();
-        if (!step) return tl::unexpected(step.error());
-        done = *step;
-        if (progress && (*prefill)->layer() != layer && !progress((*prefill)->layer(), layers)) {
-            return tl::unexpected(
-                Error{ErrorKind::interrupted, "interrupted while reading the text"});
-        }
-    }
-    const auto read = [&](std::int64_t first, std::int64_t count) {
-        return (*prefill)->logits(first, count);
-    };
-    return text_log_probabilities(text, model_->info().vocabulary, read);
+    return text_log_probabilities(**prefill, text, shape_.heads.layers, model_->info().vocabulary,
+                                  progress);
 }
 
 // --- decode
@@ -365,7 +334,7 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
             sequence.cache->room(sequence.slot) > 0) {
             continue;
         }
-        const auto more = std::max<std::int64_t>(256, sequence.tokens / 8);
+        const auto more = std::max(kRowBlock, sequence.tokens / 8);
         if (auto moved = move(sequence, more); !moved) return moved;
     }
     for (const auto& input : inputs) {
@@ -450,16 +419,18 @@ std::span<const float> DeviceEngine::logits(std::size_t input) const {
 
 // --- sequences
 
+void DeviceEngine::leave(const Sequence& sequence) {
+    sequence.cache->free_slot(sequence.slot);
+    if (sequence.cache->span() > 0) return;
+    // Nobody is left: its memory goes back.
+    drop_graphs(*sequence.cache);
+    std::erase_if(caches_, [&](const auto& pair) { return pair.second == sequence.cache; });
+}
+
 void DeviceEngine::release(SequenceId id) {
     const auto found = sequences_.find(id);
     if (found == sequences_.end()) return;
-    auto& cache = found->second.cache;
-    cache->free_slot(found->second.slot);
-    if (cache->span() == 0) {
-        // Nobody is left: its memory goes back.
-        drop_graphs(*cache);
-        std::erase_if(caches_, [&](const auto& pair) { return pair.second == cache; });
-    }
+    leave(found->second);
     sequences_.erase(found);
 }
 
@@ -470,16 +441,12 @@ Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std:
     auto* c = context.get();
     auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
     for (std::int64_t layer = 0; layer < layers; ++layer) {
-        std::vector<std::int64_t> rows(size(shape_.heads.kv_heads));
         std::vector<HeadGroup> groups;
         for (const auto& group : from.cache->layer(layer)) {
             const auto& about = from.cache->row_class(group.row_class);
-            groups.push_back({about.kept, group.heads});
-            for (std::size_t i = 0; i < group.heads.size(); ++i) {
-                rows[size(group.heads[i])] = about.even ? about.kept : about.kept - 1;
-            }
+            groups.push_back({about.kept, group.heads, about.even});
         }
-        if (auto added = to.add_layer(layer, rows, groups); !added) return added;
+        if (auto added = to.add_layer(layer, groups); !added) return added;
         for (std::size_t g = 0; g < groups.size(); ++g) {
             const auto& mine = from.cache->layer(layer)[g];
             const auto& theirs = to.layer(layer)[g];
@@ -515,11 +482,7 @@ Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     auto wider = std::make_shared<DeviceCache>(compute_.backend(), shape);
     const auto slot = wider->take_slot();
     if (auto copied = copy_rows(sequence, *wider, slot); !copied) return copied;
-    sequence.cache->free_slot(sequence.slot);
-    if (sequence.cache->span() == 0) {
-        drop_graphs(*sequence.cache);
-        std::erase_if(caches_, [&](const auto& pair) { return pair.second == sequence.cache; });
-    }
+    leave(sequence);
     sequence.cache = std::move(wider);
     sequence.slot = slot;
     return {};

@@ -22,7 +22,7 @@ public:
     ~DeviceEngine();
 
     // What the device computes a method's rows in.
-    static RowLayout layout() { return {256, 2}; }
+    static RowLayout layout() { return {kRowBlock, 2}; }
 
     Result<std::unique_ptr<DevicePrefill>> start_prefill(std::span<const Token> prompt,
                                                          std::span<const MethodConfig> configs,
@@ -61,8 +61,14 @@ private:
     struct Step;
     struct Attention;
 
-    Result<std::shared_ptr<DeviceCache>> cache_for(const Method& method,
-                                                   std::int64_t expected_new_tokens);
+    struct Place {
+        std::shared_ptr<DeviceCache> cache;
+        std::int64_t slot = 0;
+    };
+    // A slot for a new sequence, taken.
+    Place place_for(const Method& method, std::int64_t expected_new_tokens);
+    // Gives the sequence's slot back, and the cache's memory behind the last one.
+    void leave(const Sequence& sequence);
     Result<void> move(Sequence& sequence, std::int64_t reserve);
     Result<void> copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot);
     Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -11,12 +10,6 @@ namespace headkv {
 namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-std::int64_t padded(std::int64_t rows) { return (rows + 255) / 256 * 256; }
-
-double now_ms() {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double, std::milli>(now).count();
-}
 
 constexpr std::int64_t kMostNodes = 96;  // of one layer's chunk
 
@@ -24,11 +17,15 @@ constexpr std::int64_t kMostNodes = 96;  // of one layer's chunk
 
 DevicePrefill::DevicePrefill(const Compute& compute, const Model& model,
                              std::vector<DeviceTarget> targets, const Options& options)
-    : compute_(compute), model_(model.impl()), targets_(std::move(targets)), options_(options) {
+    : compute_(compute),
+      model_(model.impl()),
+      targets_(std::move(targets)),
+      options_(options),
+      work_(compute.backend()) {
     const auto& hyper = model_.hyper;
     shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
               1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
-    options_.chunk = padded(options_.chunk);
+    options_.chunk = whole_blocks(options_.chunk);
 }
 
 DevicePrefill::~DevicePrefill() {
@@ -53,7 +50,7 @@ Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Compute& comp
 Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
     const auto& hyper = model_.hyper;
     tokens_ = static_cast<std::int64_t>(prompt.size());
-    padded_ = padded(tokens_);
+    padded_ = whole_blocks(tokens_);
     options_.chunk = std::min(options_.chunk, padded_);
     window_ = 1;
     std::vector<std::int64_t> counts;
@@ -90,7 +87,6 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
     }
     auto* backend = compute_.backend();
     buffer_.reset(ggml_backend_alloc_ctx_tensors(c, backend));
-    allocator_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
     auto* device = ggml_backend_get_device(backend);
     if (!seen_.empty()) {
         auto* pinned = ggml_backend_dev_host_buffer_type(device);
@@ -98,7 +94,7 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
             host_context_.get(), pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type()));
         observed_.reset(ggml_backend_event_new(device));
     }
-    if (!buffer_ || !allocator_ || (!seen_.empty() && !host_buffer_)) {
+    if (!buffer_ || (!seen_.empty() && !host_buffer_)) {
         return failure(
             "not enough memory to read {} tokens: {} MiB are needed for hidden states and two "
             "layers' keys and values",
@@ -115,7 +111,8 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
 
 // causal_[column, i] is 0 up to column padded_ + i and -inf behind. Seen from column
 // padded_ - begin on, it is the causal mask of a chunk that begins at `begin`, whichever that is:
-// one mask for all layers and chunks. `begin` is a multiple of 256, as kernels want it aligned.
+// one mask for all layers and chunks. `begin` is a whole number of blocks, as kernels want it
+// aligned.
 Result<void> DevicePrefill::fill_masks() {
     const auto chunk = options_.chunk;
     mask_context_ = make_context(1);
@@ -157,7 +154,7 @@ Result<void> DevicePrefill::fill_masks() {
 std::int64_t DevicePrefill::scratch_bytes() const {
     return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) +
                                      ggml_backend_buffer_get_size(mask_buffer_.get()) +
-                                     work_bytes_);
+                                     work_.bytes());
 }
 
 ggml_cgraph* DevicePrefill::new_graph(ggml_context* context) const {
@@ -165,18 +162,11 @@ ggml_cgraph* DevicePrefill::new_graph(ggml_context* context) const {
 }
 
 Result<void> DevicePrefill::run(ggml_cgraph* graph) {
-    if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
+    if (!work_.place(graph)) {
         return failure("not enough memory for a chunk of {} tokens; use a smaller --chunk",
                        options_.chunk);
     }
-    work_bytes_ = std::max(work_bytes_, ggml_gallocr_get_buffer_size(allocator_.get(), 0));
     return compute_.start(graph);
-}
-
-ggml_tensor* DevicePrefill::columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
-                                    std::int64_t count) const {
-    return ggml_view_2d(context, matrix, matrix->ne[0], count, matrix->nb[1],
-                        size(first) * matrix->nb[1]);
 }
 
 Result<bool> DevicePrefill::step() {
@@ -247,7 +237,7 @@ Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
     }
     const bool last_layer = layer_ + 1 == hyper.shape.layers;
     if (!last_layer || options_.all_tokens || end == tokens_) {
-        const auto seen = padded(end);
+        const auto seen = whole_blocks(end);
         const auto rows = [&](ggml_tensor* all) {
             return ggml_view_3d(c, all, all->ne[0], seen, all->ne[2], all->nb[1], all->nb[2], 0);
         };
@@ -327,7 +317,7 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
     std::vector<std::int64_t> rows;
     for (const auto& list : keep) rows.push_back(static_cast<std::int64_t>(list.size()));
     const auto groups = group_heads(rows, target.method.config().layout);
-    if (auto added = cache.add_layer(pending_, rows, groups); !added) return added;
+    if (auto added = cache.add_layer(pending_, groups); !added) return added;
 
     const auto context = make_context(kMostNodes);
     auto* c = context.get();

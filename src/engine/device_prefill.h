@@ -25,7 +25,7 @@ struct DeviceTarget {
 class DevicePrefill {
 public:
     struct Options {
-        std::int64_t chunk = 2048;  // made a multiple of 256
+        std::int64_t chunk = 2048;  // made whole blocks
         bool all_tokens = false;    // the last layer computes every token, for log_probabilities
     };
     // Error (failure): out of memory (names the bytes).
@@ -58,9 +58,6 @@ private:
     Result<void> observe();   // queues the observation of layer_
     Result<void> compress();  // rows of layer pending_ into every target
     Result<void> compact(DeviceTarget& target, std::span<const std::vector<std::int32_t>> keep);
-    ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
-                         std::int64_t count) const;
-
     // Mean attention of the last `queries` tokens.
     struct Seen {
         std::int64_t queries = 0;
@@ -91,8 +88,7 @@ private:
     ggml_tensor* causal_ = nullptr;     // f16 [padded + chunk, chunk], see fill_masks
     std::vector<Seen> seen_;
     ggml_backend_event_ptr observed_;  // null where the device has none
-    ggml_gallocr_ptr allocator_;
-    std::size_t work_bytes_ = 0;
+    WorkMemory work_;                  // of the graphs
 };
 
 }  // namespace headkv

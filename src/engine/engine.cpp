@@ -12,17 +12,13 @@
 #include "engine/device_engine.h"
 #include "engine/prefill.h"
 #include "engine/text_probabilities.h"
+#include "headkv/sampler.h"
 
 namespace headkv {
 
 namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-double now_ms() {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double, std::milli>(now).count();
-}
 
 kernels::RowType row_type(StoreStep step) {
     switch (step) {
@@ -299,21 +295,8 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
     auto prefill =
         Prefill::create(*self.compute, *self.model, text, {}, self.prefill_options(true));
     if (!prefill) return tl::unexpected(prefill.error());
-    const auto layers = self.weights().hyper.shape.layers;
-    for (bool done = false; !done;) {
-        const auto layer = (*prefill)->layer();
-        auto step = (*prefill)->step();
-        if (!step) return tl::unexpected(step.error());
-        done = *step;
-        if (progress && (*prefill)->layer() != layer && !progress((*prefill)->layer(), layers)) {
-            return tl::unexpected(
-                Error{ErrorKind::interrupted, "interrupted while reading the text"});
-        }
-    }
-    const auto read = [&](std::int64_t first, std::int64_t count) {
-        return (*prefill)->logits(first, count);
-    };
-    return text_log_probabilities(text, self.model->info().vocabulary, read);
+    return text_log_probabilities(**prefill, text, self.weights().hyper.shape.layers,
+                                  self.model->info().vocabulary, progress);
 }
 
 // --- decode
@@ -569,7 +552,7 @@ std::span<const float> Engine::logits(std::size_t input) const {
 Token Engine::best(std::size_t input) const {
     if (impl_->logit_of.at(input) >= 0) {
         const auto row = logits(input);
-        return static_cast<Token>(std::max_element(row.begin(), row.end()) - row.begin());
+        return best_token(row);
     }
     return input < impl_->best.size() ? impl_->best[input] : -1;
 }

@@ -1,7 +1,6 @@
 #include "engine/prefill.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 
@@ -11,18 +10,17 @@ namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-double now_ms() {
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double, std::milli>(now).count();
-}
-
 constexpr std::int64_t kMostNodes = 64;  // of one layer's chunk
 
 }  // namespace
 
 Prefill::Prefill(const Compute& compute, const Model& model, std::vector<PrefillTarget> targets,
                  const Options& options)
-    : compute_(compute), model_(model.impl()), targets_(std::move(targets)), options_(options) {
+    : compute_(compute),
+      model_(model.impl()),
+      targets_(std::move(targets)),
+      options_(options),
+      work_(compute.backend()) {
     const auto& hyper = model_.hyper;
     shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
               1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
@@ -56,8 +54,7 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     queries_ =
         ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
     buffer_.reset(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
-    allocator_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute_.backend())));
-    if (!buffer_ || !allocator_) {
+    if (!buffer_) {
         return failure(
             "not enough memory to read {} tokens: {} MiB are needed for hidden states and one "
             "layer's keys and values",
@@ -75,22 +72,15 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
 }
 
 std::int64_t Prefill::scratch_bytes() const {
-    return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) + work_bytes_);
+    return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) + work_.bytes());
 }
 
 Result<void> Prefill::compute_graph(ggml_cgraph* graph) {
-    if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) {
+    if (!work_.place(graph)) {
         return failure("not enough memory for a chunk of {} tokens; use a smaller chunk",
                        options_.chunk);
     }
-    work_bytes_ = std::max(work_bytes_, ggml_gallocr_get_buffer_size(allocator_.get(), 0));
     return compute_.run(graph);
-}
-
-ggml_tensor* Prefill::columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
-                              std::int64_t count) const {
-    return ggml_view_2d(context, matrix, matrix->ne[0], count, matrix->nb[1],
-                        size(first) * matrix->nb[1]);
 }
 
 Result<bool> Prefill::step(std::int64_t most) {

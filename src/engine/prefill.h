@@ -65,9 +65,6 @@ private:
     Result<std::vector<float>> observed(std::int64_t queries);
     Result<void> compute_graph(ggml_cgraph* graph);
 
-    ggml_tensor* columns(ggml_context* context, ggml_tensor* matrix, std::int64_t first,
-                         std::int64_t count) const;
-
     const Compute& compute_;
     const Model::Impl& model_;
     std::vector<PrefillTarget> targets_;
@@ -88,8 +85,7 @@ private:
     std::optional<PackedLayer> packed_;           // of layer_, with a matrix unit
     std::int64_t packed_tokens_ = 0;              // of those rows
     std::optional<PackedLayerRows> packed_rows_;  // of layer_, with a matrix unit
-    ggml_gallocr_ptr allocator_;                  // work memory of the graphs, reused
-    std::size_t work_bytes_ = 0;
+    WorkMemory work_;                             // of the graphs
 };
 
 }  // namespace headkv

@@ -51,25 +51,6 @@ double next_uniform(std::uint64_t (&s)[4]) {
     return static_cast<double>(next_random(s) >> 11) * 0x1.0p-53;
 }
 
-// The first of the best logits. A NaN never wins.
-Token argmax(std::span<const float> logits) {
-    // Lanes that do not wait for each other: one pass at the speed of memory, for the value only.
-    constexpr std::size_t kLanes = 32;
-    float best[kLanes];
-    std::fill(std::begin(best), std::end(best), minus_infinity);
-    std::size_t i = 0;
-    for (; i + kLanes <= logits.size(); i += kLanes) {
-        for (std::size_t lane = 0; lane < kLanes; ++lane) {
-            const float value = logits[i + lane];
-            best[lane] = value > best[lane] ? value : best[lane];  // false for NaN
-        }
-    }
-    float top = *std::max_element(std::begin(best), std::end(best));
-    for (; i < logits.size(); ++i) top = logits[i] > top ? logits[i] : top;
-    const auto found = std::find(logits.begin(), logits.end(), top);
-    return found == logits.end() ? 0 : static_cast<Token>(found - logits.begin());
-}
-
 void penalise(std::vector<Candidate>& candidates, std::vector<Token> recent, float penalty) {
     // Once for each distinct token, however often it occurred.
     std::sort(recent.begin(), recent.end());
@@ -142,7 +123,7 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), state_{} {
 Token Sampler::sample(std::span<const float> logits) {
     const bool greedy = options_.temperature <= 0;
     const bool penalty = options_.repetition_penalty != 1;
-    if (greedy && !penalty) return argmax(logits);
+    if (greedy && !penalty) return best_token(logits);
     candidates_.resize(logits.size());
     for (std::size_t i = 0; i < logits.size(); ++i) {
         candidates_[i] = {ordered(logits[i]), static_cast<Token>(i)};
@@ -165,6 +146,24 @@ void Sampler::accept(Token token) {
         recent_.erase(recent_.begin());
     }
     recent_.push_back(token);
+}
+
+Token best_token(std::span<const float> logits) {
+    // Lanes that do not wait for each other: one pass at the speed of memory, for the value only.
+    constexpr std::size_t kLanes = 32;
+    float best[kLanes];
+    std::fill(std::begin(best), std::end(best), minus_infinity);
+    std::size_t i = 0;
+    for (; i + kLanes <= logits.size(); i += kLanes) {
+        for (std::size_t lane = 0; lane < kLanes; ++lane) {
+            const float value = logits[i + lane];
+            best[lane] = value > best[lane] ? value : best[lane];  // false for NaN
+        }
+    }
+    float top = *std::max_element(std::begin(best), std::end(best));
+    for (; i < logits.size(); ++i) top = logits[i] > top ? logits[i] : top;
+    const auto found = std::find(logits.begin(), logits.end(), top);
+    return found == logits.end() ? 0 : static_cast<Token>(found - logits.begin());
 }
 
 double log_probability(std::span<const float> logits, Token token) {

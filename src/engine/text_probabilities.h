@@ -1,4 +1,4 @@
-// Log-probabilities of a text out of the logits of its tokens.
+// Log-probabilities of a text while it is read.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "headkv/error.h"
-#include "headkv/tokenizer.h"
+#include "headkv/engine.h"
 
 namespace headkv {
 
@@ -17,5 +16,26 @@ Result<std::vector<float>> text_log_probabilities(
     std::span<const Token> text, std::int64_t vocabulary,
     const std::function<Result<std::vector<float>>(std::int64_t first, std::int64_t count)>&
         logits);
+
+// The same of a Prefill or DevicePrefill over `text` that computes all tokens, which it runs to its
+// end. Errors: the reader's, and interrupted where `progress` returns false.
+template <class Reader>
+Result<std::vector<float>> text_log_probabilities(Reader& reader, std::span<const Token> text,
+                                                  std::int64_t layers, std::int64_t vocabulary,
+                                                  const Progress& progress) {
+    for (bool done = false; !done;) {
+        const auto layer = reader.layer();
+        auto step = reader.step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+        if (progress && reader.layer() != layer && !progress(reader.layer(), layers)) {
+            return tl::unexpected(
+                Error{ErrorKind::interrupted, "interrupted while reading the text"});
+        }
+    }
+    return text_log_probabilities(text, vocabulary, [&](std::int64_t first, std::int64_t count) {
+        return reader.logits(first, count);
+    });
+}
 
 }  // namespace headkv

@@ -139,6 +139,10 @@ Result<Exchange> exchange_on_copies(Engine& engine, const Asked& asked,
 
 }  // namespace
 
+std::int64_t answer_room(const Asked& asked, std::span<const Token> reference) {
+    return std::max(asked.max_tokens, static_cast<std::int64_t>(reference.size()));
+}
+
 std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view answer, bool chat) {
     const auto plain = tokenizer.encode("a", false, false);
     const bool own_blank = !plain.empty() && tokenizer.piece(plain[0]).starts_with(" ");
@@ -158,15 +162,12 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
     PrefillOptions options;
     options.progress = progress;
     // Copies reserve for themselves; one after the other, all turns lie in one sequence.
-    const auto answer_room = [&](std::span<const Token> reference) {
-        return std::max(asked.max_tokens, static_cast<std::int64_t>(reference.size()));
-    };
     options.expected_new_tokens =
-        static_cast<std::int64_t>(question.size()) + answer_room(asked.reference);
+        static_cast<std::int64_t>(question.size()) + answer_room(asked, asked.reference);
     for (const AskedTurn& turn : asked.turns) {
         if (asked.shared_context) break;
         options.expected_new_tokens +=
-            static_cast<std::int64_t>(turn.prompt.size()) + answer_room(turn.reference);
+            static_cast<std::int64_t>(turn.prompt.size()) + answer_room(asked, turn.reference);
     }
     auto filled =
         engine.prefill(std::span(asked.prompt).first(asked.compressed), methods_of(all), options);
@@ -199,6 +200,7 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
     for (const AskedTurn& turn : asked.turns) {
         assert(!turn.prompt.empty() && !turn.reference.empty());
         std::vector<std::vector<Token>> before;
+        before.reserve(last.answers.size());
         for (const Greedy& answer : last.answers) before.push_back(unread_of(tokenizer, answer));
         auto next =
             copies

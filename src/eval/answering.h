@@ -35,6 +35,9 @@ struct Asked {
     bool shared_context = false;
 };
 
+// Tokens that follow a question: the greedy answer, or the reference.
+std::int64_t answer_room(const Asked& asked, std::span<const Token> reference);
+
 struct AnsweredTurn {
     std::string text;                     // greedy
     std::vector<double> log_probability;  // [reference], each given those before it

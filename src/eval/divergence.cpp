@@ -7,6 +7,7 @@
 #include "calibrate/probe.h"
 #include "eval/perplexity.h"
 #include "eval/sequences.h"
+#include "headkv/sampler.h"
 
 namespace headkv {
 namespace {

@@ -241,16 +241,13 @@ Result<TaskExample> parse_row(const Setting& setting, const std::string& line,
 Result<void> read_set(const std::filesystem::path& folder, const Setting& setting,
                       std::set<std::string>& ids, TaskData& data) {
     const auto file = folder / (setting.set + ".jsonl");
-    std::ifstream in(file);
-    if (!in) {
+    if (!std::ifstream(file)) {
         return bad_input(
             "{}: is missing; it holds the set's JSON lines of {{\"context\", \"input\", "
             "\"answers\": [...]}}",
             file.string());
     }
-    std::string line;
-    for (std::int64_t number = 1; std::getline(in, line); ++number) {
-        if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    return each_line(file, [&](const std::string& line, std::int64_t number) {
         auto example = parse_row(setting, line, number);
         if (example && !ids.insert(example->id).second) {
             example = bad_input("id {} was there before", example->id);
@@ -260,9 +257,7 @@ Result<void> read_set(const std::filesystem::path& folder, const Setting& settin
         } else {
             data.skipped.push_back({file.filename().string(), number, example.error().message});
         }
-    }
-    if (in.bad()) return bad_input("{}: reading failed", file.string());
-    return {};
+    });
 }
 
 Result<TaskData> load_sets(const std::filesystem::path& folder,

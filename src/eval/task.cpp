@@ -53,7 +53,8 @@ Result<TaskExample> parse_example(const std::string& line, std::int64_t number) 
     return example;
 }
 
-// Calls `use(line, number)` for every line that is not blank.
+}  // namespace
+
 Result<void> each_line(const std::filesystem::path& file,
                        const std::function<void(const std::string&, std::int64_t)>& use) {
     std::ifstream in(file);
@@ -66,8 +67,6 @@ Result<void> each_line(const std::filesystem::path& file,
     if (in.bad()) return bad_input("{}: reading failed", file.string());
     return {};
 }
-
-}  // namespace
 
 Result<TaskData> load_examples(const std::filesystem::path& file) {
     TaskData data;
@@ -293,6 +292,7 @@ std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_
             }
             if (of_turn.empty()) break;
             std::vector<const TaskResult*> pointers;
+            pointers.reserve(of_turn.size());
             for (const TaskResult& result : of_turn) pointers.push_back(&result);
             add(of_turn[0].group, pointers);
         }

@@ -63,6 +63,11 @@ struct TaskData {
     std::vector<SkippedLine> skipped;
 };
 
+// Calls `use(line, number)` for every line of a file that is not blank, numbers from 1. Error
+// (bad_input): it cannot be read.
+Result<void> each_line(const std::filesystem::path& file,
+                       const std::function<void(const std::string&, std::int64_t)>& use);
+
 // JSON lines of {"context", "question", "answers": [...], "id"}: context and id (the line's number)
 // may be left out, one answer may stand as "answer". Errors (bad_input): unreadable, or not one
 // usable line (names the first reason).

@@ -96,14 +96,11 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
         }
     }
 
-    const std::size_t behind = prompt->size() - before;  // tokens from the question on
-    const auto answer_room = [&](std::span<const Token> reference) {
-        return std::max(asked.max_tokens, static_cast<std::int64_t>(reference.size()));
-    };
-    std::int64_t room = answer_room(asked.reference);  // what follows the prompt
+    const std::size_t behind = prompt->size() - before;       // tokens from the question on
+    std::int64_t room = answer_room(asked, asked.reference);  // what follows the prompt
     for (const AskedTurn& turn : asked.turns) {
         const std::int64_t more =
-            static_cast<std::int64_t>(turn.prompt.size()) + answer_room(turn.reference);
+            static_cast<std::int64_t>(turn.prompt.size()) + answer_room(asked, turn.reference);
         room = asked.shared_context ? std::max(room, more - static_cast<std::int64_t>(behind))
                                     : room + more;
     }

@@ -6,6 +6,8 @@
 #include <set>
 #include <tuple>
 
+#include "headkv/sampler.h"
+
 namespace headkv {
 namespace {
 
