@@ -3,9 +3,9 @@
 // in an anonymous namespace, so no code of one instruction set leaks into another's functions.
 //
 // V: reg, width, zero, set1, load, store, load_half, add, mul, fma(a, b, c) = a * b + c, max,
-//    reduce_add, reduce_max, exp (relative error below 2e-7 on [-87, 0]; smaller arguments give 0);
-//    for quantised rows set1_half and widen (of one half), load_int8 (signed bytes), load_low and
-//    load_high (nibbles of `width` bytes, less 8).
+//    reduce_add, reduce_add4, reduce_max, exp (relative error below 2e-7 on [-87, 0]; smaller
+//    arguments give 0); for quantised rows set1_half and widen (of one half), load_int8 (signed
+//    bytes), load_low and load_high (nibbles of `width` bytes, less 8).
 
 #include <algorithm>
 #include <cassert>
@@ -81,6 +81,16 @@ void in_fours(std::int64_t queries, Call some) {
     }
 }
 
+// to[i] = sum of sums[i]
+template <std::int64_t Count>
+void add_up(const typename V::reg (&sums)[Count], float* to) {
+    if constexpr (Count == 4) {
+        V::reduce_add4(sums, to);
+    } else {
+        for (std::int64_t i = 0; i < Count; ++i) to[i] = V::reduce_add(sums[i]);
+    }
+}
+
 // Scores of up to 3 queries against 4 keys at once (or 1): each key is converted once for all.
 template <std::int64_t Queries, std::int64_t Keys>
 void dot_group(const float* q, std::int64_t dim, const Half* keys, float* scores,
@@ -99,12 +109,12 @@ void dot_group(const float* q, std::int64_t dim, const Half* keys, float* scores
         }
     }
     for (std::int64_t g = 0; g < Queries; ++g) {
-        for (std::int64_t r = 0; r < Keys; ++r) {
-            float sum = V::reduce_add(sums[g][r]);
-            for (std::int64_t rest = i; rest < dim; ++rest) {
-                sum += q[g * dim + rest] * half_to_float(keys[r * dim + rest]);
+        float* to = scores + g * stride;
+        add_up(sums[g], to);
+        for (std::int64_t rest = i; rest < dim; ++rest) {
+            for (std::int64_t r = 0; r < Keys; ++r) {
+                to[r] += q[g * dim + rest] * half_to_float(keys[r * dim + rest]);
             }
-            scores[g * stride + r] = sum;
         }
     }
 }
@@ -217,9 +227,7 @@ void dot_quantised_group(const float* q, std::int64_t dim, const std::byte* keys
             dot_some_blocks<Block>(q + i, dim, keys, bytes, sums);
         }
     }
-    for (std::int64_t g = 0; g < Queries; ++g) {
-        for (std::int64_t r = 0; r < Keys; ++r) scores[g * stride + r] = V::reduce_add(sums[g][r]);
-    }
+    for (std::int64_t g = 0; g < Queries; ++g) add_up(sums[g], scores + g * stride);
 }
 
 template <typename Block>

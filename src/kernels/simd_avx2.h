@@ -42,10 +42,21 @@ struct V {
     static reg mul(reg a, reg b) { return _mm256_mul_ps(a, b); }
     static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
     static reg max(reg a, reg b) { return _mm256_max_ps(a, b); }
+    // adds in the order of reduce_add4, to the same last bit
     static float reduce_add(reg x) {
-        __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+        const reg pairs = _mm256_add_ps(x, _mm256_permute_ps(x, _MM_SHUFFLE(1, 0, 3, 2)));
+        const reg sums = _mm256_add_ps(pairs, _mm256_permute_ps(pairs, _MM_SHUFFLE(2, 3, 0, 1)));
+        return _mm_cvtss_f32(add_lanes(sums));
+    }
+    // to[i] = sum of x[i], four at once
+    static void reduce_add4(const reg (&x)[4], float* to) {
+        const reg ab =
+            _mm256_add_ps(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+        const reg cd =
+            _mm256_add_ps(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+        const reg sums = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
+                                       _mm256_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+        _mm_storeu_ps(to, add_lanes(sums));
     }
     static float reduce_max(reg x) {
         __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -72,6 +83,9 @@ struct V {
     }
 
 private:
+    static __m128 add_lanes(reg x) {
+        return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    }
     static __m256i load_bytes(const std::byte* p) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     }

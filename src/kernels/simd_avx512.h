@@ -42,7 +42,22 @@ struct V {
     static reg mul(reg a, reg b) { return _mm512_mul_ps(a, b); }
     static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
     static reg max(reg a, reg b) { return _mm512_max_ps(a, b); }
-    static float reduce_add(reg x) { return _mm512_reduce_add_ps(x); }
+    // adds in the order of reduce_add4, to the same last bit
+    static float reduce_add(reg x) {
+        const reg pairs = _mm512_add_ps(x, _mm512_permute_ps(x, _MM_SHUFFLE(1, 0, 3, 2)));
+        const reg sums = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, _MM_SHUFFLE(2, 3, 0, 1)));
+        return _mm_cvtss_f32(add_lanes(sums));
+    }
+    // to[i] = sum of x[i], four at once
+    static void reduce_add4(const reg (&x)[4], float* to) {
+        const reg ab =
+            _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+        const reg cd =
+            _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+        const reg sums = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
+                                       _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+        _mm_storeu_ps(to, add_lanes(sums));
+    }
     static float reduce_max(reg x) { return _mm512_reduce_max_ps(x); }
     // 2^n * e^r with |r| <= ln(2)/2 and the Taylor series of e^r to the 7th power.
     static reg exp(reg x) {
@@ -62,6 +77,10 @@ struct V {
     }
 
 private:
+    static __m128 add_lanes(reg x) {
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+        return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
     static __m512i load_bytes(const std::byte* p) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }

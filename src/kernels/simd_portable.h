@@ -48,6 +48,9 @@ struct V {
     static reg fma(reg a, reg b, reg c) { return a * b + c; }
     static reg max(reg a, reg b) { return a > b ? a : b; }
     static float reduce_add(reg x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+    static void reduce_add4(const reg (&x)[4], float* to) {
+        for (int i = 0; i < 4; ++i) to[i] = reduce_add(x[i]);
+    }
     static float reduce_max(reg x) {
         return std::fmax(std::fmax(x[0], x[1]), std::fmax(x[2], x[3]));
     }

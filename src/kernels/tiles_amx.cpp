@@ -18,17 +18,29 @@ namespace {
 // By hand rather than by the compilers' intrinsics: those of g++ 12 take only literal tile numbers
 // and do not say that they touch memory.
 struct Unit {
+    struct alignas(64) Config {
+        std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+        std::uint16_t row_bytes[16] = {};
+        std::uint8_t rows[16] = {};
+    };
+    static_assert(sizeof(Config) == 64);
+
     static void begin() {
-        struct alignas(64) Config {
-            std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        };
-        static constexpr Config kConfig;
-        static_assert(sizeof(Config) == 64);
+        static constexpr Config kConfig = {
+            1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+        asm volatile("sttilecfg %0" : "=m"(before) : : "memory");
         asm volatile("ldtilecfg %0" ::"m"(kConfig) : "memory");
     }
-    static void end() { asm volatile("tilerelease" ::: "memory"); }
+    // The shapes that were set before: ggml built for AMX sets its own once a thread, and its next
+    // product would be an illegal instruction without them.
+    static void end() {
+        if (before.palette == 0) {
+            asm volatile("tilerelease" ::: "memory");
+        } else {
+            asm volatile("ldtilecfg %0" ::"m"(before) : "memory");
+        }
+    }
+    static thread_local Config before;
     template <int T>
     static void zero() {
         asm volatile("tilezero %%tmm%c0" ::"i"(T) : "memory");
@@ -47,6 +59,10 @@ struct Unit {
     }
     static void store_bf16(std::uint16_t* to, __m512 x) {
         const __m256bh rounded = _mm512_cvtneps_pbh(x);
+        std::memcpy(to, &rounded, sizeof(rounded));
+    }
+    static void store_bf16(std::uint16_t* to, __m512 x, __m512 next) {
+        const __m512bh rounded = _mm512_cvtne2ps_pbh(next, x);
         std::memcpy(to, &rounded, sizeof(rounded));
     }
     static __m512 silu(__m512 x) {
@@ -69,6 +85,8 @@ struct Unit {
         return _mm512_scalef_ps(sum, t);
     }
 };
+
+thread_local Unit::Config Unit::before;
 
 // AMX in the processor, and the kernel's permission to use its registers (given to the whole
 // process, once).

@@ -118,6 +118,10 @@ struct Unit {
                                                    : (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
         }
     }
+    static void store_bf16(std::uint16_t* to, const V::reg& x, const V::reg& next) {
+        store_bf16(to, x);
+        store_bf16(to + V::width, next);
+    }
     static V::reg silu(const V::reg& x) {
         return V::each([&](std::size_t i) { return x.at[i] / (1 + std::exp(-x.at[i])); });
     }

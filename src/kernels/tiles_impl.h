@@ -8,6 +8,7 @@
 //     multiply<C, A, B>()                C [16][16] f32 += A [16][32] bf16 x B, where
 //                                        B [16][16][2] bf16 holds rows 2i and 2i + 1 side by side
 //     store_bf16(p, V::reg)              V::width rounded values
+//     store_bf16(p, V::reg, V::reg)      twice as many
 //     any_above(V::reg, float)
 //     silu(V::reg)                       x / (1 + e^-x), to the precision of bf16
 //     exp2(x, factor, shift)             2^(x * factor + shift), to the precision of bf16; 0 for
@@ -131,23 +132,34 @@ void pack_weights(const float* weights, std::int64_t rows, std::int64_t depth, B
     }
 }
 
-// out [kStep][stride] = x [kStep][x_stride] times 32 packed rows, `depths` tiles deep.
-void multiply_step(const Bf16* weights, std::int64_t depths, const Bf16* x, std::int64_t x_stride,
-                   float* out, std::int64_t stride) {
+// Where the sums of four tiles start.
+enum class Sums { zero, stored };
+
+// out [kStep][stride] = (or, stored, +=) x [kStep][x_stride] times 32 packed rows: `depths` tiles
+// of each, the second sixteen at `other`.
+template <Sums kSums>
+void multiply_step(const Bf16* weights, const Bf16* other, std::int64_t depths, const Bf16* x,
+                   std::int64_t x_stride, float* out, std::int64_t stride) {
     const auto x_bytes = x_stride * static_cast<std::int64_t>(sizeof(Bf16));
     const auto out_bytes = stride * static_cast<std::int64_t>(sizeof(float));
-    const Bf16* other = weights + depths * kTileElements;
-    Unit::template zero<0>();
-    Unit::template zero<1>();
-    Unit::template zero<2>();
-    Unit::template zero<3>();
+    if constexpr (kSums == Sums::stored) {
+        Unit::template load<0>(out, out_bytes);
+        Unit::template load<1>(out + kTile, out_bytes);
+        Unit::template load<2>(out + kTile * stride, out_bytes);
+        Unit::template load<3>(out + kTile * stride + kTile, out_bytes);
+    } else {
+        Unit::template zero<0>();
+        Unit::template zero<1>();
+        Unit::template zero<2>();
+        Unit::template zero<3>();
+    }
     for (std::int64_t d = 0; d < depths; ++d) {
         Unit::template load<4>(x + d * kDepth, x_bytes);
-        Unit::template load<5>(x + kTile * x_stride + d * kDepth, x_bytes);
         Unit::template load<6>(weights + d * kTileElements, 64);
-        Unit::template load<7>(other + d * kTileElements, 64);
         Unit::template multiply<0, 4, 6>();
+        Unit::template load<7>(other + d * kTileElements, 64);
         Unit::template multiply<1, 4, 7>();
+        Unit::template load<5>(x + kTile * x_stride + d * kDepth, x_bytes);
         Unit::template multiply<2, 5, 6>();
         Unit::template multiply<3, 5, 7>();
     }
@@ -157,11 +169,30 @@ void multiply_step(const Bf16* weights, std::int64_t depths, const Bf16* x, std:
     Unit::template store<3>(out + kTile * stride + kTile, out_bytes);
 }
 
+// What a thread works on at once stays in its first cache: kStep columns of x, kDepthsTogether
+// tiles deep, are multiplied with kRowsTogether rows, whose sums are gathered next to one another
+// and written out once.
+constexpr std::int64_t kDepthsTogether = 16;
+constexpr std::int64_t kRowsTogether = 96;
+
+// sums [kStep][kRowsTogether] = x [kStep][x_stride] times `rows` packed rows.
+void multiply_columns(const Bf16* weights, std::int64_t rows, std::int64_t depths, const Bf16* x,
+                      std::int64_t x_stride, float* sums) {
+    for (std::int64_t first = 0; first < depths; first += kDepthsTogether) {
+        const auto some = std::min(kDepthsTogether, depths - first);
+        for (std::int64_t row = 0; row < rows; row += kStep) {
+            const Bf16* tiles = weights + (row / kTile * depths + first) * kTileElements;
+            const Bf16* other = tiles + depths * kTileElements;
+            const auto step = first == 0 ? multiply_step<Sums::zero> : multiply_step<Sums::stored>;
+            step(tiles, other, some, x + first * kDepth, x_stride, sums + row, kRowsTogether);
+        }
+    }
+}
+
 void multiply(const Bf16* weights, std::int64_t rows, std::int64_t depth, const Bf16* x,
               std::int64_t x_stride, std::int64_t columns, float* out, std::int64_t out_stride) {
     const auto padded = padded_to(depth, kDepth);
-    const auto depths = padded / kDepth;
-    alignas(64) float edge[kStep * kStep];
+    alignas(64) float sums[kStep * kRowsTogether];
     thread_local PackedScratch scratch;
     Unit::begin();
     for (std::int64_t column = 0; column < columns; column += kStep) {
@@ -177,17 +208,11 @@ void multiply(const Bf16* weights, std::int64_t rows, std::int64_t depth, const 
             block = copy;
             stride = padded;
         }
-        for (std::int64_t row = 0; row < rows; row += kStep) {
-            const Bf16* tiles = weights + row * padded;
-            float* to = out + column * out_stride + row;
-            const auto wide = std::min(kStep, rows - row);
-            if (some == kStep && wide == kStep) {
-                multiply_step(tiles, depths, block, stride, to, out_stride);
-                continue;
-            }
-            multiply_step(tiles, depths, block, stride, edge, kStep);
+        for (std::int64_t row = 0; row < rows; row += kRowsTogether) {
+            const auto wide = std::min(kRowsTogether, rows - row);
+            multiply_columns(weights + row * padded, wide, padded / kDepth, block, stride, sums);
             for (std::int64_t i = 0; i < some; ++i) {
-                std::copy_n(edge + i * kStep, wide, to + i * out_stride);
+                std::copy_n(sums + i * kRowsTogether, wide, out + (column + i) * out_stride + row);
             }
         }
     }
@@ -244,20 +269,29 @@ void pack_values(const Half* rows, std::int64_t count, std::int64_t dim, Bf16* t
     }
 }
 
-// scores [kStep][kPackedRows] = q [kStep][padded] x one block of keys.
-void score_block(const Bf16* q, const Bf16* keys, std::int64_t padded, float* scores) {
+// Rows that a step of the attention looks at: what it costs to fetch and store sums is paid once
+// for all of them.
+constexpr std::int64_t kBlocks = 2;
+constexpr std::int64_t kSpan = kBlocks * kPackedRows;
+
+// scores [kStep][kSpan] = q [kStep][padded] x some blocks of keys.
+void score_blocks(const Bf16* q, const Bf16* keys, std::int64_t blocks, std::int64_t padded,
+                  float* scores) {
     const auto depths = padded / kDepth;
-    for (std::int64_t group = 0; group < kPackedRows / kTile; group += 2) {
-        multiply_step(keys + group * depths * kTileElements, depths, q, padded,
-                      scores + group * kTile, kPackedRows);
+    for (std::int64_t row = 0; row < blocks * kPackedRows; row += kStep) {
+        const Bf16* tiles = keys + row * padded;
+        multiply_step<Sums::zero>(tiles, tiles + depths * kTileElements, depths, q, padded,
+                                  scores + row, kSpan);
     }
 }
 
-// out [kStep][padded] += weights [kStep][kPackedRows] x one block of values.
-void weigh_block(const Bf16* weights, const Bf16* values, std::int64_t padded, float* out) {
+// out [kStep][padded] += weights [kStep][kSpan] x some blocks of values.
+void weigh_blocks(const Bf16* weights, const Bf16* values, std::int64_t blocks, std::int64_t padded,
+                  float* out) {
     const auto strips = padded / kTile;
+    const auto depths = blocks * kPackedRows / kDepth;
     const auto out_stride = padded * static_cast<std::int64_t>(sizeof(float));
-    constexpr auto kWeightStride = kPackedRows * static_cast<std::int64_t>(sizeof(Bf16));
+    constexpr auto kWeightStride = kSpan * static_cast<std::int64_t>(sizeof(Bf16));
     std::int64_t strip = 0;
     for (; strip + 2 <= strips; strip += 2) {
         float* to = out + strip * kTile;
@@ -265,14 +299,14 @@ void weigh_block(const Bf16* weights, const Bf16* values, std::int64_t padded, f
         Unit::template load<1>(to + kTile, out_stride);
         Unit::template load<2>(to + kTile * padded, out_stride);
         Unit::template load<3>(to + kTile * padded + kTile, out_stride);
-        for (std::int64_t half = 0; half < kPackedRows / kDepth; ++half) {
-            const Bf16* tile = values + (half * strips + strip) * kTileElements;
-            Unit::template load<4>(weights + half * kDepth, kWeightStride);
-            Unit::template load<5>(weights + kTile * kPackedRows + half * kDepth, kWeightStride);
+        for (std::int64_t d = 0; d < depths; ++d) {
+            const Bf16* tile = values + (d * strips + strip) * kTileElements;
+            Unit::template load<4>(weights + d * kDepth, kWeightStride);
             Unit::template load<6>(tile, 64);
-            Unit::template load<7>(tile + kTileElements, 64);
             Unit::template multiply<0, 4, 6>();
+            Unit::template load<7>(tile + kTileElements, 64);
             Unit::template multiply<1, 4, 7>();
+            Unit::template load<5>(weights + kTile * kSpan + d * kDepth, kWeightStride);
             Unit::template multiply<2, 5, 6>();
             Unit::template multiply<3, 5, 7>();
         }
@@ -285,10 +319,10 @@ void weigh_block(const Bf16* weights, const Bf16* values, std::int64_t padded, f
     float* to = out + strip * kTile;
     Unit::template load<0>(to, out_stride);
     Unit::template load<2>(to + kTile * padded, out_stride);
-    for (std::int64_t half = 0; half < kPackedRows / kDepth; ++half) {
-        Unit::template load<4>(weights + half * kDepth, kWeightStride);
-        Unit::template load<5>(weights + kTile * kPackedRows + half * kDepth, kWeightStride);
-        Unit::template load<6>(values + (half * strips + strip) * kTileElements, 64);
+    for (std::int64_t d = 0; d < depths; ++d) {
+        Unit::template load<4>(weights + d * kDepth, kWeightStride);
+        Unit::template load<5>(weights + kTile * kSpan + d * kDepth, kWeightStride);
+        Unit::template load<6>(values + (d * strips + strip) * kTileElements, 64);
         Unit::template multiply<0, 4, 6>();
         Unit::template multiply<2, 5, 6>();
     }
@@ -303,25 +337,26 @@ struct alignas(64) QueryState {
     float max;
 };
 
-// Turns one query's scores of a block into weights relative to its running maximum.
-void absorb_block(float* scores, std::int64_t seen, QueryState& state, float* out,
-                  std::int64_t out_dim, Bf16* weights) {
+// Turns one query's scores of a span into weights relative to its running maximum.
+void absorb_span(float* scores, std::int64_t seen, QueryState& state, float* out,
+                 std::int64_t out_dim, Bf16* weights) {
     constexpr float kLog2E = 1.44269504F;
-    if (seen < kPackedRows) {
-        std::fill(scores + std::max<std::int64_t>(seen, 0), scores + kPackedRows, kLowest);
+    constexpr std::int64_t kVectors = kSpan / V::width;
+    if (seen < kSpan) {
+        std::fill(scores + std::max<std::int64_t>(seen, 0), scores + kSpan, kLowest);
         if (seen <= 0) {
-            std::fill_n(weights, kPackedRows, Bf16{0});
+            std::fill_n(weights, kSpan, Bf16{0});
             return;
         }
     }
-    typename V::reg row[kPackedRows / V::width];
+    typename V::reg row[kVectors];
     auto best = row[0] = V::load(scores);
-    for (std::int64_t i = 1; i < kPackedRows / V::width; ++i) {
+    for (std::int64_t i = 1; i < kVectors; ++i) {
         row[i] = V::load(scores + i * V::width);
         best = V::max(best, row[i]);
     }
     auto sum = V::load(state.sum);
-    if (Unit::any_above(best, state.max)) {  // seldom, once a few blocks have been seen
+    if (Unit::any_above(best, state.max)) {  // seldom, once a few spans have been seen
         const float top = V::reduce_max(best);
         const auto keep = V::set1(state.max == kLowest ? 0.0F : std::exp(state.max - top));
         sum = V::mul(sum, keep);
@@ -332,22 +367,23 @@ void absorb_block(float* scores, std::int64_t seen, QueryState& state, float* ou
     }
     const auto factor = V::set1(kLog2E);
     const auto shift = V::set1(-state.max * kLog2E);
-    for (std::int64_t i = 0; i < kPackedRows / V::width; ++i) {
+    for (std::int64_t i = 0; i < kVectors; i += 2) {
         const auto weight = Unit::exp2(row[i], factor, shift);
-        sum = V::add(sum, weight);
-        Unit::store_bf16(weights + i * V::width, weight);
+        const auto next = Unit::exp2(row[i + 1], factor, shift);
+        sum = V::add(sum, V::add(weight, next));
+        Unit::store_bf16(weights + i * V::width, weight, next);
     }
     V::store(state.sum, sum);
 }
 
 constexpr std::int64_t kStateFloats = sizeof(QueryState) / sizeof(float);
-constexpr std::int64_t kScores = kStep * kPackedRows;
+constexpr std::int64_t kScores = kStep * kSpan;
 
 std::int64_t attend_work_floats(HeadDims dims) {
     constexpr auto kMost = padded_to(kMostQueries, kStep);
     return kMost * packed_value_dim(dims.v)       // sums
            + kMost * kStateFloats                 // their states
-           + 2 * kScores + kScores / 2            // scores of two steps, weights of one in bf16
+           + 2 * kScores + 2 * kScores / 2        // scores and bf16 weights of two steps
            + kMost * packed_key_dim(dims.k) / 2;  // queries in bf16
 }
 
@@ -360,7 +396,7 @@ void attend(const float* q, std::int64_t queries, const std::int64_t* visible, P
     auto* states = reinterpret_cast<QueryState*>(sums + padded * value_dim);
     float* scores = sums + padded * (value_dim + kStateFloats);
     auto* weights = reinterpret_cast<Bf16*>(scores + 2 * kScores);
-    Bf16* rounded = weights + kScores;  // [padded][key_dim]
+    Bf16* rounded = weights + 2 * kScores;  // [padded][key_dim]
 
     std::fill_n(rounded, padded * key_dim, Bf16{0});
     for (std::int64_t i = 0; i < queries; ++i) {
@@ -378,31 +414,49 @@ void attend(const float* q, std::int64_t queries, const std::int64_t* visible, P
     }
     const auto longest = *std::max_element(last, last + groups);
 
+    // A group's scores are asked for before the former group's are looked at, and its weights meet
+    // the values behind the next group's: the unit works on both while the vector part is busy with
+    // exponentials, and neither waits for what the other has just written.
+    struct Weighing {
+        std::int64_t group = -1, blocks = 0;
+        const Bf16 *weights = nullptr, *values = nullptr;
+    } pending;
+    const auto weigh = [&] {
+        if (pending.group < 0) return;
+        weigh_blocks(pending.weights, pending.values, pending.blocks, value_dim,
+                     sums + pending.group * kStep * value_dim);
+        pending.group = -1;
+    };
+    Bf16* mine = weights;  // one of the two steps'
     Unit::begin();
-    for (std::int64_t first = 0; first < longest; first += kPackedRows) {
+    for (std::int64_t first = 0; first < longest; first += kSpan) {
         const Bf16* keys = rows.keys + first * key_dim;
-        const Bf16* values = rows.values + first * value_dim;
-        // The next group's scores are asked for before this one's are looked at: the unit works on
-        // them while the vector part is busy with exponentials.
+        const auto blocks_of = [&](std::int64_t group) {
+            return std::min(kBlocks, (last[group] - first + kPackedRows - 1) / kPackedRows);
+        };
         const auto score = [&](std::int64_t group) {
             if (group < groups && first < last[group]) {
-                score_block(rounded + group * kStep * key_dim, keys, key_dim,
-                            scores + group % 2 * kScores);
+                score_blocks(rounded + group * kStep * key_dim, keys, blocks_of(group), key_dim,
+                             scores + group % 2 * kScores);
             }
         };
         score(0);
         for (std::int64_t group = 0; group < groups; ++group) {
             score(group + 1);
             if (first >= last[group]) continue;
+            if (pending.group == group) weigh();
             for (std::int64_t i = 0; i < kStep; ++i) {
                 const auto query = group * kStep + i;
-                absorb_block(scores + group % 2 * kScores + i * kPackedRows,
-                             query < queries ? visible[query] - first : 0, states[query],
-                             sums + query * value_dim, value_dim, weights + i * kPackedRows);
+                absorb_span(scores + group % 2 * kScores + i * kSpan,
+                            query < queries ? visible[query] - first : 0, states[query],
+                            sums + query * value_dim, value_dim, mine + i * kSpan);
             }
-            weigh_block(weights, values, value_dim, sums + group * kStep * value_dim);
+            weigh();
+            pending = {group, blocks_of(group), mine, rows.values + first * value_dim};
+            mine = mine == weights ? weights + kScores : weights;
         }
     }
+    weigh();
     Unit::end();
     for (std::int64_t i = 0; i < queries; ++i) {
         const float factor = 1 / V::reduce_add(V::load(states[i].sum));

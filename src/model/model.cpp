@@ -76,20 +76,24 @@ public:
                                  ggml_backend_dev_name(model_.device)));
             return {};
         }
-        auto* type = default_type_;
-        if (!gathered) {
-            const auto best =
-                std::find_if(extra_types_.begin(), extra_types_.end(), [&](auto* extra) {
-                    return supports_product(model_.device, extra, found->type, in, out);
-                });
-            if (best != extra_types_.end()) type = *best;
-        }
+        auto* type = gathered ? default_type_ : best_type(found);
         Matrix result;
         result.tensor = place(found, type);
         result.file = file_.tensor_bytes(found);
         result.file_type = found->type;
         result.in = in;
         result.out = out;
+        return result;
+    }
+
+    // The same matrix for products alone: a second copy where there is a better layout for them, as
+    // the rows that are read of the mapped file are few.
+    Matrix for_products(const Matrix& gathered) {
+        const auto* found = file_.tensor(ggml_get_name(gathered.tensor));
+        auto* type = best_type(found);
+        if (type == default_type_) return gathered;
+        Matrix result = gathered;
+        result.tensor = place(found, type);
         return result;
     }
 
@@ -141,7 +145,16 @@ private:
                                  found->ne[3], shape[0], shape[1]));
             return nullptr;
         }
+        model_.info.weight_bytes += static_cast<std::int64_t>(ggml_nbytes(found));
         return found;
+    }
+
+    // The first extra buffer type that supports products with the file's matrix.
+    ggml_backend_buffer_type_t best_type(const ggml_tensor* found) const {
+        const auto best = std::find_if(extra_types_.begin(), extra_types_.end(), [&](auto* extra) {
+            return supports_product(model_.device, extra, found->type, found->ne[0], found->ne[1]);
+        });
+        return best == extra_types_.end() ? default_type_ : *best;
     }
 
     ggml_tensor* place(const ggml_tensor* found, ggml_backend_buffer_type_t type) {
@@ -155,7 +168,6 @@ private:
         ggml_tensor* tensor = ggml_dup_tensor(pending.context, found);
         ggml_set_name(tensor, ggml_get_name(found));
         pending.tensors.emplace_back(tensor, found);
-        model_.info.weight_bytes += static_cast<std::int64_t>(ggml_nbytes(found));
         return tensor;
     }
 
@@ -243,7 +255,9 @@ Result<void> load_weights(Model::Impl& model, bool extra_buffers) {
     weights.output_norm = loader.vector("output_norm.weight", hyper.embedding, Presence::required);
     weights.output =
         loader.matrix("output.weight", hyper.embedding, hyper.vocabulary, Presence::optional);
-    if (!weights.output) weights.output = weights.token_embedding;
+    if (!weights.output && weights.token_embedding) {
+        weights.output = loader.for_products(weights.token_embedding);
+    }
     weights.rope_factors =
         loader.vector("rope_freqs.weight", hyper.rope.dimensions / 2, Presence::optional);
     for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
