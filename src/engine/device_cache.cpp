@@ -22,11 +22,11 @@ DeviceCache::DeviceCache(ggml_backend_t backend, const Shape& shape)
       layers_(size(shape.attention.heads.layers)),
       used_(size(shape.slots), false) {}
 
-const std::vector<DeviceCache::Group>& DeviceCache::layer(std::int64_t layer) const {
+const DeviceCache::Layer& DeviceCache::layer(std::int64_t layer) const {
     return layers_[size(layer)];
 }
 
-Result<void> DeviceCache::allocate(ggml_context_ptr context) {
+Result<void> DeviceCache::allocate(ggml_context_ptr context, Buffers& into) {
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
     if (!buffer) {
         return failure(
@@ -37,7 +37,7 @@ Result<void> DeviceCache::allocate(ggml_context_ptr context) {
     // Rows that are masked out must still be numbers.
     ggml_backend_buffer_clear(buffer.get(), 0);
     contexts_.push_back(std::move(context));
-    buffers_.push_back(std::move(buffer));
+    into.push_back(std::move(buffer));
     return {};
 }
 
@@ -48,42 +48,63 @@ Result<std::size_t> DeviceCache::find_class(const HeadGroup& group) {
         const Class& other = classes_[i];
         if (other.even && other.heads == heads && other.kept == group.rows) return i;
     }
-    Class made{heads, group.rows, capacity, group.even, nullptr, {}};
+    assert(masks_ == nullptr && "every layer is there once masks are one");
+    Class made{heads, group.rows, capacity, group.even, nullptr, 0, {}};
     auto context = make_context(2);
     made.mask =
         ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, capacity, 1, 1, heads * shape_.slots);
-    if (auto done = allocate(std::move(context)); !done) return tl::unexpected(done.error());
-    // A slot that nobody has used yet sees its first row, which is 0: attention over nothing is
-    // NaN, and NaN in a masked row still spoils a sum.
-    std::vector<std::uint16_t> closed(size(ggml_nelements(made.mask)), kMinusInfinity);
-    for (std::size_t row = 0; row < closed.size(); row += size(capacity)) closed[row] = 0;
-    ggml_backend_tensor_set(made.mask, closed.data(), 0, ggml_nbytes(made.mask));
+    if (auto done = allocate(std::move(context), mask_buffers_); !done) {
+        return tl::unexpected(done.error());
+    }
     made.count.assign(size(heads * shape_.slots), 0);
+    for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(made, slot);
     classes_.push_back(std::move(made));
     return classes_.size() - 1;
 }
 
 Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const HeadGroup> groups) {
     auto& place = layers_[size(layer)];
-    if (!place.empty()) return {};
-    std::vector<Group> made;
-    auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 1);
+    if (!place.groups.empty()) return {};
+    Layer made;
+    auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 3);
+    std::int64_t rows = 0;
     for (const HeadGroup& group : groups) {
         const auto row_class = find_class(group);
         if (!row_class) return tl::unexpected(row_class.error());
         const Class& about = classes_[*row_class];
-        const auto tensor = [&](ggml_type type, std::int64_t dim) {
-            return ggml_new_tensor_4d(context.get(), type, dim, about.capacity, 1,
-                                      about.heads * shape_.slots);
-        };
-        auto* keys = tensor(shape_.type_k, shape_.attention.dim_k);
-        auto* values = tensor(shape_.type_v, shape_.attention.dim_v);
-        bytes_ += static_cast<std::int64_t>(ggml_nbytes(keys) + ggml_nbytes(values));
-        made.push_back({group.heads, *row_class, keys, values});
+        made.groups.push_back({group.heads, *row_class, nullptr, nullptr, rows});
+        rows += about.capacity * about.heads * shape_.slots;
     }
-    if (auto done = allocate(std::move(context)); !done) return done;
+    made.keys = ggml_new_tensor_2d(context.get(), shape_.type_k, shape_.attention.dim_k, rows);
+    made.values = ggml_new_tensor_2d(context.get(), shape_.type_v, shape_.attention.dim_v, rows);
+    bytes_ += static_cast<std::int64_t>(ggml_nbytes(made.keys) + ggml_nbytes(made.values));
+    for (Group& group : made.groups) {
+        const Class& about = classes_[group.row_class];
+        const auto part = [&](ggml_tensor* all) {
+            const auto head_bytes = size(about.capacity) * all->nb[1];
+            return ggml_view_4d(context.get(), all, all->ne[0], about.capacity, 1,
+                                about.heads * shape_.slots, all->nb[1], head_bytes, head_bytes,
+                                size(group.first_row) * all->nb[1]);
+        };
+        group.keys = part(made.keys);
+        group.values = part(made.values);
+    }
+    if (auto done = allocate(std::move(context), buffers_); !done) return done;
     place = std::move(made);
     return {};
+}
+
+Result<ggml_tensor*> DeviceCache::log() {
+    if (log_ != nullptr) return log_;
+    const auto& attention = shape_.attention;
+    auto context = make_context(2);
+    auto* made = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32,
+                                    attention.heads.query_heads * attention.dim_k,
+                                    shape_.slots * shape_.observe + 1, attention.heads.layers);
+    if (auto done = allocate(std::move(context), buffers_); !done) {
+        return tl::unexpected(done.error());
+    }
+    return log_ = made;
 }
 
 std::int64_t DeviceCache::take_slot() {
@@ -101,15 +122,51 @@ void DeviceCache::set_counts(std::size_t row_class, std::int64_t slot,
                              std::span<const std::int32_t> counts) {
     Class& about = classes_[row_class];
     assert(static_cast<std::int64_t>(counts.size()) == about.heads);
+    for (std::int64_t head = 0; head < about.heads; ++head) {
+        assert(counts[size(head)] <= about.capacity);
+        about.count[size(slot * about.heads + head)] = counts[size(head)];
+    }
+    upload_mask(about, slot);
+}
+
+void DeviceCache::upload_mask(const Class& about, std::int64_t slot) {
     std::vector<std::uint16_t> mask(size(about.capacity * about.heads), kMinusInfinity);
     for (std::int64_t head = 0; head < about.heads; ++head) {
-        const auto count = counts[size(head)];
-        assert(count <= about.capacity);
-        about.count[size(slot * about.heads + head)] = count;
-        std::fill_n(mask.begin() + head * about.capacity, count, std::uint16_t{0});
+        // A slot that nobody has used yet sees its first row, which is 0: attention over nothing is
+        // NaN, and NaN in a masked row still spoils a sum.
+        const auto seen = std::max(1, about.count[size(slot * about.heads + head)]);
+        std::fill_n(mask.begin() + head * about.capacity, seen, std::uint16_t{0});
     }
     const auto bytes = mask.size() * sizeof(std::uint16_t);
     ggml_backend_tensor_set(about.mask, mask.data(), size(slot) * bytes, bytes);
+}
+
+Result<ggml_tensor*> DeviceCache::masks() {
+    if (masks_ != nullptr) return masks_;
+    std::int64_t rows = 0;
+    for (Class& about : classes_) {
+        about.first_mask = rows;
+        rows += about.capacity * about.heads * shape_.slots;
+    }
+    auto context = make_context(static_cast<std::int64_t>(classes_.size()) + 2);
+    auto* all = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 1, rows);
+    std::vector<ggml_tensor*> parts;
+    for (const Class& about : classes_) {
+        const auto head_bytes = size(about.capacity) * sizeof(std::uint16_t);
+        parts.push_back(ggml_view_4d(context.get(), all, about.capacity, 1, 1,
+                                     about.heads * shape_.slots, head_bytes, head_bytes, head_bytes,
+                                     size(about.first_mask) * sizeof(std::uint16_t)));
+    }
+    Buffers joined;
+    if (auto done = allocate(std::move(context), joined); !done) {
+        return tl::unexpected(done.error());
+    }
+    mask_buffers_ = std::move(joined);
+    for (std::size_t i = 0; i < classes_.size(); ++i) {
+        classes_[i].mask = parts[i];
+        for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(classes_[i], slot);
+    }
+    return masks_ = all;
 }
 
 std::int64_t DeviceCache::room(std::int64_t slot) const {
@@ -120,6 +177,39 @@ std::int64_t DeviceCache::room(std::int64_t slot) const {
         }
     }
     return room;
+}
+
+std::int64_t DeviceCache::heads_of_classes() const {
+    std::int64_t heads = 0;
+    for (const Class& about : classes_) heads += about.heads;
+    return heads;
+}
+
+bool DeviceCache::same_places(std::int64_t layer, std::int64_t other) const {
+    const auto& mine = layers_[size(layer)].groups;
+    const auto& theirs = layers_[size(other)].groups;
+    return std::ranges::equal(mine, theirs, [](const Group& a, const Group& b) {
+        return a.heads == b.heads && a.row_class == b.row_class && a.first_row == b.first_row;
+    });
+}
+
+bool DeviceCache::holds(const std::vector<std::vector<std::int32_t>>& keep,
+                        std::int64_t kv_heads) const {
+    std::vector<std::vector<std::int64_t>> counts(classes_.size());
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+        for (const Group& group : layers_[layer].groups) {
+            std::vector<std::int64_t> mine;
+            for (const auto head : group.heads) {
+                const auto& list = keep[layer * size(kv_heads) + size(head)];
+                mine.push_back(static_cast<std::int64_t>(list.size()));
+                if (mine.back() >= classes_[group.row_class].capacity) return false;
+            }
+            auto& known = counts[group.row_class];
+            if (known.empty()) known = mine;
+            if (known != mine) return false;
+        }
+    }
+    return true;
 }
 
 std::int64_t DeviceCache::row_bytes() const {

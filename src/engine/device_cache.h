@@ -1,6 +1,7 @@
 // Rows of several sequences of the same plan in a device's memory, for ggml's own operations: the
 // heads of a layer lie in few groups of equal capacity, K and V of a group are one tensor
-// [head_dim, capacity, 1, heads x slots], slot by slot. What is not filled yet is masked out.
+// [head_dim, capacity, 1, heads x slots], slot by slot, and a layer's groups lie one behind the
+// other: one call stores a token's rows of all of them. What is not filled yet is masked out.
 #pragma once
 
 #include <ggml-backend.h>
@@ -33,18 +34,30 @@ public:
         std::int64_t heads = 0, kept = 0, capacity = 0;
         bool even = false;                // all its heads hold the same number of rows of a prompt
         ggml_tensor* mask = nullptr;      // f16 [capacity, 1, 1, heads x slots]: 0 or -inf
+        std::int64_t first_mask = 0;      // its place in masks()
         std::vector<std::int32_t> count;  // [slots][heads] rows held
     };
     struct Group {
         std::vector<std::int32_t> heads;  // KV heads, sorted
         std::size_t row_class = 0;
         ggml_tensor *keys = nullptr, *values = nullptr;  // [dim, capacity, 1, heads x slots]
+        std::int64_t first_row = 0;                      // its place in the layer's rows
+
+        // Of a slot's head, counted within the group, in the layer's rows.
+        std::int64_t row(const Class& about, std::int64_t slot, std::int64_t head) const {
+            return first_row + (slot * about.heads + head) * about.capacity;
+        }
+    };
+    struct Layer {
+        std::vector<Group> groups;
+        ggml_tensor *keys = nullptr, *values = nullptr;  // [dim, rows of all groups]
     };
     struct Shape {
         AttentionShape attention;
         ggml_type type_k = GGML_TYPE_F16, type_v = GGML_TYPE_F16;
         std::int64_t reserve = kRowBlock;  // rows that a head may hold beyond those of the prompt
         std::int64_t slots = 1;
+        std::int64_t observe = 0;  // queries of a sequence that its log holds
     };
 
     DeviceCache(ggml_backend_t backend, const Shape& shape);
@@ -53,9 +66,23 @@ public:
     // The memory of a layer whose heads lie in `groups`. Nothing happens where the layer is there
     // already. Error (failure): out of memory.
     Result<void> add_layer(std::int64_t layer, std::span<const HeadGroup> groups);
-    const std::vector<Group>& layer(std::int64_t layer) const;
+    const Layer& layer(std::int64_t layer) const;
+    // The masks of all classes in one tensor, f16 [1, rows]: one call opens a step's rows. Once
+    // every layer is there. Error (failure): out of memory.
+    Result<ggml_tensor*> masks();
+    // The last queries of every slot, f32 [query_heads * dim_k, slots * observe + 1, layers], made
+    // by the first call: a ring of `observe` for each slot; the last one is nobody's. Error
+    // (failure): out of memory.
+    Result<ggml_tensor*> log();
+    bool has_log() const { return log_ != nullptr; }
     Class& row_class(std::size_t index) { return classes_[index]; }
     std::size_t classes() const { return classes_.size(); }
+    std::int64_t heads_of_classes() const;  // of all of them
+    // Whether two layers' heads lie at the same rows and are filled in step.
+    bool same_places(std::int64_t layer, std::int64_t other) const;
+    // Whether every class can take what is to be kept, [layers x kv_heads] of any slot: its layers
+    // keep the same number, and not all.
+    bool holds(const std::vector<std::vector<std::int32_t>>& keep, std::int64_t kv_heads) const;
 
     // A free slot, or -1.
     std::int64_t take_slot();
@@ -72,15 +99,18 @@ public:
 
 private:
     Result<std::size_t> find_class(const HeadGroup& group);
-    Result<void> allocate(ggml_context_ptr context);
+    void upload_mask(const Class& about, std::int64_t slot);
+    using Buffers = std::vector<ggml_backend_buffer_ptr>;
+    Result<void> allocate(ggml_context_ptr context, Buffers& into);
 
     ggml_backend_t backend_;
     Shape shape_;
-    std::vector<std::vector<Group>> layers_;
+    std::vector<Layer> layers_;
+    ggml_tensor *masks_ = nullptr, *log_ = nullptr;
     std::vector<Class> classes_;
     std::vector<bool> used_;
     std::vector<ggml_context_ptr> contexts_;
-    std::vector<ggml_backend_buffer_ptr> buffers_;
+    Buffers buffers_, mask_buffers_;
     std::int64_t bytes_ = 0;
 };
 

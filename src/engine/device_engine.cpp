@@ -41,20 +41,28 @@ struct DeviceEngine::Step {
     ggml_gallocr_ptr allocator;
     ggml_cgraph* graph = nullptr;
     ggml_tensor* key = nullptr;  // its first node
-    // i32: token ids [tokens], positions [tokens], then per share and class: row indices [heads x
-    // slots] and, as f32, what their masks become [heads x slots]. One copy a step.
+    // i32: token ids [tokens], positions [tokens], then per share: places in its masks and, as f32,
+    // what these become [heads x slots of all classes, each]; for each of `patterns` the rows that
+    // a layer's heads write to [slots x kv_heads]; where queries go in the log [slots]. One copy a
+    // step.
     ggml_tensor* packed = nullptr;
+    std::vector<std::vector<std::int64_t>> patterns;  // [shares] a layer of each way to lie
     ggml_tensor* result = nullptr;  // f32 [vocabulary, tokens], or i32 [tokens] best tokens
 };
 
 // Builds the attention of one layer over all shares.
 struct DeviceEngine::Attention {
+    struct Inputs {                                       // of a share
+        std::vector<std::size_t> pattern;                 // [layers]
+        std::vector<ggml_tensor*> rows;                   // [patterns] i32 [slots x kv_heads]
+        ggml_tensor *log = nullptr, *log_rows = nullptr;  // null: none is kept
+    };
     ggml_context* c;
     ggml_cgraph* graph;
     const AttentionShape& shape;
     std::span<const Share> shares;
-    std::span<const std::vector<ggml_tensor*>> rows;  // [shares][classes] i32 [heads x slots]
-    // Per share and group: where its heads' columns are in q, k, v; and back, per share.
+    std::span<const Inputs> inputs;  // [shares]
+    // By their values: see constant().
     std::map<std::vector<std::int32_t>, ggml_tensor*>& gathers;
     std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>>& constants;
 
@@ -74,56 +82,64 @@ struct DeviceEngine::Attention {
     ggml_tensor* of(std::size_t which, std::int64_t layer, std::int64_t first,
                     const GraphBuilder::Projections& part) const {
         const auto& share = shares[which];
+        const auto& mine = inputs[which];
         auto& cache = *share.cache;
         const auto slots = share.slots;
         const auto kv_heads = shape.heads.kv_heads;
         const auto group = shape.heads.group();
-        const auto& groups = cache.layer(layer);
-        std::vector<ggml_tensor*> parts;
-        std::vector<std::int32_t> back(size(kv_heads * slots));
-        std::int32_t done = 0;
-        for (const auto& one : groups) {
-            const auto& about = cache.row_class(one.row_class);
-            const auto columns = about.heads * slots;
-            const bool whole = about.heads == kv_heads;
-            std::vector<std::int32_t> gather;
+        const auto& held = cache.layer(layer);
+        // [width * kv_heads, tokens] -> the share's [width, slots x kv_heads]
+        const auto own = [&](ggml_tensor* from, std::int64_t width) {
+            return ggml_view_2d(c, from, width, slots * kv_heads, size(width) * sizeof(float),
+                                size(first * kv_heads * width) * sizeof(float));
+        };
+        const auto store = [&](ggml_tensor* from, ggml_tensor* to) {
+            ggml_build_forward_expand(graph, ggml_set_rows(c, to, own(from, to->ne[0]),
+                                                           mine.rows[mine.pattern[size(layer)]]));
+        };
+        store(part.k, held.keys);
+        store(part.v, held.values);
+        const auto width = shape.dim_k * group;
+        auto* queries = own(part.q, width);
+        if (mine.log != nullptr) {
+            auto* log = ggml_view_2d(c, mine.log, mine.log->ne[0], mine.log->ne[1], mine.log->nb[1],
+                                     size(layer) * mine.log->nb[2]);
+            auto* flat = ggml_reshape_2d(c, queries, width * kv_heads, slots);
+            ggml_build_forward_expand(graph, ggml_set_rows(c, log, flat, mine.log_rows));
+        }
+        // Group by group, slot by slot, and back: one gather for all groups each way.
+        std::vector<std::int32_t> there, back(size(slots * kv_heads));
+        for (const auto& one : held.groups) {
             for (std::int64_t slot = 0; slot < slots; ++slot) {
                 for (const auto head : one.heads) {
-                    gather.push_back(static_cast<std::int32_t>((first + slot) * kv_heads) + head);
-                    back[size(slot * kv_heads + head)] = done++;
+                    const auto at = static_cast<std::int32_t>(slot * kv_heads) + head;
+                    back[size(at)] = static_cast<std::int32_t>(there.size());
+                    there.push_back(at);
                 }
             }
-            // [n * kv_heads' tensors, tokens] -> [n, columns], slot by slot
-            const auto take = [&](ggml_tensor* from, std::int64_t width) {
-                if (!whole) {
-                    auto* flat = ggml_reshape_2d(c, from, width, ggml_nelements(from) / width);
-                    return ggml_get_rows(c, flat, constant(gather));
-                }
-                return ggml_view_2d(c, from, width, columns, size(width) * sizeof(float),
-                                    size(first * kv_heads * width) * sizeof(float));
-            };
-            auto* index = rows[which][one.row_class];
-            const auto store = [&](ggml_tensor* from, ggml_tensor* to) {
-                auto* flat = ggml_reshape_2d(c, to, to->ne[0], to->ne[1] * to->ne[3]);
-                ggml_build_forward_expand(graph,
-                                          ggml_set_rows(c, flat, take(from, to->ne[0]), index));
-            };
-            store(part.k, one.keys);
-            store(part.v, one.values);
-            const auto held = [&](ggml_tensor* all) {
-                return ggml_view_4d(c, all, all->ne[0], all->ne[1], 1, columns, all->nb[1],
-                                    all->nb[2], all->nb[3], 0);
-            };
-            auto* q = take(part.q, shape.dim_k * group);
-            auto* attended = ggml_flash_attn_ext(
-                c, ggml_reshape_4d(c, q, shape.dim_k, 1, group, columns), held(one.keys),
-                held(one.values), held(about.mask), shape.scale, 0.0F, 0.0F);
-            ggml_flash_attn_ext_set_prec(attended, GGML_PREC_F32);
-            parts.push_back(ggml_reshape_2d(c, attended, shape.dim_v * group, columns));
         }
-        auto* all = parts[0];
-        for (std::size_t i = 1; i < parts.size(); ++i) all = ggml_concat(c, all, parts[i], 1);
-        if (parts.size() > 1) all = ggml_get_rows(c, all, constant(back));
+        const bool in_order = std::is_sorted(there.begin(), there.end());
+        if (!in_order) queries = ggml_get_rows(c, queries, constant(there));
+        ggml_tensor* all = nullptr;
+        std::int64_t done = 0;
+        for (const auto& one : held.groups) {
+            const auto& about = cache.row_class(one.row_class);
+            const auto columns = about.heads * slots;
+            auto* q = ggml_view_4d(c, queries, shape.dim_k, 1, group, columns, queries->nb[1],
+                                   size(shape.dim_k) * sizeof(float), queries->nb[1],
+                                   size(done) * queries->nb[1]);
+            const auto used = [&](ggml_tensor* rows) {
+                return ggml_view_4d(c, rows, rows->ne[0], rows->ne[1], 1, columns, rows->nb[1],
+                                    rows->nb[2], rows->nb[3], 0);
+            };
+            auto* attended = ggml_flash_attn_ext(c, q, used(one.keys), used(one.values),
+                                                 used(about.mask), shape.scale, 0.0F, 0.0F);
+            ggml_flash_attn_ext_set_prec(attended, GGML_PREC_F32);
+            attended = ggml_reshape_2d(c, attended, shape.dim_v * group, columns);
+            all = all == nullptr ? attended : ggml_concat(c, all, attended, 1);
+            done += columns;
+        }
+        if (!in_order) all = ggml_get_rows(c, all, constant(back));
         return ggml_reshape_2d(c, all, shape.dim_v * shape.heads.query_heads, slots);
     }
 };
@@ -148,17 +164,21 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
         std::max<std::int64_t>(1, grows ? expected_new_tokens : config.options.reserve);
     std::string key;
     if (method.recipe().allocate != AllocateStep::adaptive) {
-        key = fmt::format("{} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
-                          ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve));
+        key = fmt::format("{} {} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
+                          ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve),
+                          method.observe_answer());
         for (const auto rows : method.plan().rows) key += fmt::format(" {}", rows);
         // A cache whose slots are all taken stays with its sequences; the next ones get another.
         const auto found = caches_.find(key);
         const auto slot = found == caches_.end() ? -1 : found->second->take_slot();
         if (slot >= 0) return {found->second, slot};
     }
-    const DeviceCache::Shape shape{shape_, ggml_type_of(config.store.keys),
-                                   ggml_type_of(config.store.values), reserve,
-                                   key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots)};
+    const DeviceCache::Shape shape{shape_,
+                                   ggml_type_of(config.store.keys),
+                                   ggml_type_of(config.store.values),
+                                   reserve,
+                                   key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots),
+                                   method.observe_answer()};
     auto cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
     if (!key.empty()) caches_[key] = cache;
     return {cache, cache->take_slot()};
@@ -196,9 +216,10 @@ std::vector<SequenceId> DeviceEngine::take(DevicePrefill& prefill, SequenceId& n
         for (const auto& list : target.kept) rows += static_cast<std::int64_t>(list.size());
         const auto bytes = rows * target.cache->row_bytes();
         ids.push_back(next);
+        const auto tokens = prefill.tokens();
         sequences_.emplace(
-            next++, Sequence{std::move(target.method), std::move(target.cache), target.slot,
-                             prefill.tokens(), prefill.tokens(), bytes, std::move(target.kept)});
+            next++, Sequence{std::move(target.method), std::move(target.cache), target.slot, tokens,
+                             tokens, bytes, rows, std::move(target.kept), tokens});
     }
     prefill.targets().clear();
     return ids;
@@ -236,13 +257,23 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
     Step step;
     step.shares.assign(shares.begin(), shares.end());
     step.want_logits = want_logits;
-    std::int64_t entries = 0, classes = 0;
+    std::vector<Attention::Inputs> inputs;
+    std::int64_t entries = 0;
     for (const Share& share : shares) {
         step.tokens += share.slots;
-        for (std::size_t i = 0; i < share.cache->classes(); ++i) {
-            entries += 2 * share.cache->row_class(i).heads * share.slots;
-            ++classes;
+        auto& of_share = inputs.emplace_back();
+        auto& patterns = step.patterns.emplace_back();
+        for (std::int64_t layer = 0; layer < layers; ++layer) {
+            const auto same = [&](std::int64_t other) {
+                return share.cache->same_places(layer, other);
+            };
+            const auto found = std::find_if(patterns.begin(), patterns.end(), same);
+            of_share.pattern.push_back(static_cast<std::size_t>(found - patterns.begin()));
+            if (found == patterns.end()) patterns.push_back(layer);
         }
+        entries += 2 * share.cache->heads_of_classes() * share.slots +
+                   static_cast<std::int64_t>(patterns.size()) * share.slots * shape_.heads.kv_heads;
+        if (share.logs) entries += share.slots;
     }
     entries += 2 * step.tokens;
     step.inputs_context = make_context(1);
@@ -251,7 +282,7 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
         ggml_backend_alloc_ctx_tensors(step.inputs_context.get(), compute_.backend()));
 
     const auto nodes =
-        layers * (48 + 64 * static_cast<std::int64_t>(shares.size())) + 4 * classes + 64;
+        layers * (48 + 64 * static_cast<std::int64_t>(shares.size())) + entries / 8 + 256;
     step.context = make_context(nodes);
     auto* c = step.context.get();
     step.key = compute_.new_key();
@@ -264,24 +295,28 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
     };
     auto* ids = next(step.tokens);
     auto* positions = next(step.tokens);
-    std::vector<std::vector<ggml_tensor*>> rows;
-    for (const Share& share : shares) {
-        auto& of_share = rows.emplace_back();
-        for (std::size_t i = 0; i < share.cache->classes(); ++i) {
-            const auto& about = share.cache->row_class(i);
-            const auto count = about.heads * share.slots;
-            of_share.push_back(next(count));
-            auto* values = next(count);
-            values->type = GGML_TYPE_F32;  // the same bytes
-            auto* mask = ggml_reshape_2d(c, about.mask, 1, ggml_nelements(about.mask));
-            ggml_build_forward_expand(
-                step.graph,
-                ggml_set_rows(c, mask, ggml_reshape_2d(c, values, 1, count), of_share.back()));
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+        const Share& share = shares[i];
+        const auto masks = share.cache->masks();
+        if (!masks) return tl::unexpected(masks.error());
+        const auto count = share.cache->heads_of_classes() * share.slots;
+        auto* places = next(count);
+        auto* values = next(count);
+        values->type = GGML_TYPE_F32;  // the same bytes
+        ggml_build_forward_expand(
+            step.graph, ggml_set_rows(c, *masks, ggml_reshape_2d(c, values, 1, count), places));
+        for (std::size_t k = 0; k < step.patterns[i].size(); ++k) {
+            inputs[i].rows.push_back(next(share.slots * shape_.heads.kv_heads));
         }
+        if (!share.logs) continue;
+        const auto log = share.cache->log();
+        if (!log) return tl::unexpected(log.error());
+        inputs[i].log = *log;
+        inputs[i].log_rows = next(share.slots);
     }
     std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
     std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> constants;
-    const Attention attention{c, step.graph, shape_, shares, rows, gathers, constants};
+    const Attention attention{c, step.graph, shape_, shares, inputs, gathers, constants};
     const GraphBuilder build{c, impl.hyper, impl.weights, nullptr};
     auto* x = build.embed(ids);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
@@ -325,7 +360,7 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
 
 Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_logits) {
     std::vector<Share> shares;
-    std::map<const DeviceCache*, std::vector<const DecodeInput*>> of_slot;
+    Slots of_slot;
     std::vector<const DeviceCache*> touched;
     for (const auto& input : inputs) touched.push_back(sequences_.at(input.sequence).cache.get());
     // Sequences that wait beside them need room as well: their slots are written to, see below.
@@ -334,8 +369,7 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
             sequence.cache->room(sequence.slot) > 0) {
             continue;
         }
-        const auto more = std::max(kRowBlock, sequence.tokens / 8);
-        if (auto moved = move(sequence, more); !moved) return moved;
+        if (auto made = make_room(sequence); !made) return made;
     }
     for (const auto& input : inputs) {
         auto& sequence = sequences_.at(input.sequence);
@@ -346,7 +380,16 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
         }
         slots[size(sequence.slot)] = &input;
     }
-    for (auto& share : shares) share.slots = share.cache->span();
+    for (auto& share : shares) {
+        share.slots = share.cache->span();
+        // The last queries before the reserve is full do the next selection.
+        for (const auto* input : of_slot[share.cache.get()]) {
+            if (input == nullptr) continue;
+            const auto& sequence = sequences_.at(input->sequence);
+            if (sequence.method.recipe().allocate == AllocateStep::all) continue;
+            share.logs |= share.cache->room(sequence.slot) <= share.cache->shape().observe;
+        }
+    }
     const auto graph = step_graph(shares, want_logits);
     if (!graph) return tl::unexpected(graph.error());
     Step& step = **graph;
@@ -366,25 +409,7 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
         }
     }
     next = size(2 * step.tokens);
-    const auto closed = std::bit_cast<std::int32_t>(-INFINITY);
-    for (const Share& share : shares) {
-        const auto& slots = of_slot[share.cache.get()];
-        for (std::size_t i = 0; i < share.cache->classes(); ++i) {
-            auto& about = share.cache->row_class(i);
-            const auto count = size(about.heads * share.slots);
-            for (std::size_t at = 0; at < count; ++at) {
-                const bool active = slots[at / size(about.heads)] != nullptr;
-                // A slot that waits writes where it will write next, and keeps it masked; one that
-                // is free keeps seeing something. What a free slot holds is nobody's.
-                const auto row = std::min<std::int64_t>(about.count[at], about.capacity - 1);
-                packed[next + at] =
-                    static_cast<std::int32_t>(static_cast<std::int64_t>(at) * about.capacity + row);
-                packed[next + count + at] = active || row == 0 ? 0 : closed;
-                if (active) ++about.count[at];
-            }
-            next += 2 * count;
-        }
-    }
+    for (std::size_t i = 0; i < shares.size(); ++i) pack_share(step, i, of_slot, packed, next);
     auto* backend = compute_.backend();
     ggml_backend_tensor_set_async(backend, step.packed, packed.data(), 0, ggml_nbytes(step.packed));
     // A recorded graph over several caches gave wrong values for some of them (ggml 0.20.2 on an
@@ -408,8 +433,64 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
         ggml_backend_synchronize(backend);
         for (const auto& input : inputs) best_.push_back(best[column.at(input.sequence)]);
     }
-    for (const auto& input : inputs) ++sequences_.at(input.sequence).tokens;
+    for (const Share& share : shares) {
+        for (const auto* input : of_slot[share.cache.get()]) {
+            if (input == nullptr) continue;
+            auto& sequence = sequences_.at(input->sequence);
+            ++sequence.tokens;
+            sequence.logged = share.logs ? sequence.logged + 1 : 0;
+        }
+    }
     return {};
+}
+
+// What a step writes where in one share, and the rows that it thereby holds more.
+void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& of_slot,
+                              std::vector<std::int32_t>& packed, std::size_t& next) {
+    const Share& share = step.shares[which];
+    auto& cache = *share.cache;
+    const auto& inputs = of_slot.at(&cache);
+    const auto closed = std::bit_cast<std::int32_t>(-INFINITY);
+    const auto heads = size(cache.heads_of_classes() * share.slots);
+    // A slot that waits writes where it will write next, and keeps it masked; one that is free
+    // keeps seeing something. What a free slot holds is nobody's.
+    const auto next_row = [](const DeviceCache::Class& about, std::int64_t at) {
+        return std::min<std::int64_t>(about.count[size(at)], about.capacity - 1);
+    };
+    auto behind = next + 2 * heads;
+    for (const auto layer : step.patterns[which]) {
+        for (const auto& group : cache.layer(layer).groups) {
+            const auto& about = cache.row_class(group.row_class);
+            for (std::int64_t slot = 0; slot < share.slots; ++slot) {
+                for (std::int64_t i = 0; i < about.heads; ++i) {
+                    const auto row =
+                        group.row(about, slot, i) + next_row(about, slot * about.heads + i);
+                    packed[behind + size(slot * shape_.heads.kv_heads + group.heads[size(i)])] =
+                        static_cast<std::int32_t>(row);
+                }
+            }
+        }
+        behind += size(share.slots * shape_.heads.kv_heads);
+    }
+    for (std::size_t i = 0; i < cache.classes(); ++i) {
+        auto& about = cache.row_class(i);
+        for (std::int64_t at = 0; at < about.heads * share.slots; ++at, ++next) {
+            const bool active = inputs[size(at / about.heads)] != nullptr;
+            const auto row = next_row(about, at);
+            packed[next] = static_cast<std::int32_t>(about.first_mask + at * about.capacity + row);
+            packed[next + heads] = active || row == 0 ? 0 : closed;
+            if (active) ++about.count[size(at)];
+        }
+    }
+    next = behind;
+    if (!share.logs) return;
+    const auto ring = cache.shape().observe;
+    for (std::int64_t slot = 0; slot < share.slots; ++slot, ++next) {
+        const auto* input = inputs[size(slot)];
+        packed[next] = static_cast<std::int32_t>(
+            input == nullptr ? cache.shape().slots * ring  // nobody's
+                             : slot * ring + sequences_.at(input->sequence).logged % ring);
+    }
 }
 
 std::span<const float> DeviceEngine::logits(std::size_t input) const {
@@ -442,14 +523,14 @@ Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std:
     auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         std::vector<HeadGroup> groups;
-        for (const auto& group : from.cache->layer(layer)) {
+        for (const auto& group : from.cache->layer(layer).groups) {
             const auto& about = from.cache->row_class(group.row_class);
             groups.push_back({about.kept, group.heads, about.even});
         }
         if (auto added = to.add_layer(layer, groups); !added) return added;
         for (std::size_t g = 0; g < groups.size(); ++g) {
-            const auto& mine = from.cache->layer(layer)[g];
-            const auto& theirs = to.layer(layer)[g];
+            const auto& mine = from.cache->layer(layer).groups[g];
+            const auto& theirs = to.layer(layer).groups[g];
             const auto& about = from.cache->row_class(mine.row_class);
             const auto heads = about.heads;
             const std::span counts(about.count.data() + from.slot * heads, size(heads));
@@ -475,6 +556,22 @@ Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std:
     return compute_.run(graph);
 }
 
+Result<void> DeviceEngine::copy_log(const Sequence& from, DeviceCache& to, std::int64_t slot) {
+    const auto source = from.cache->log(), target = to.log();
+    if (!source) return tl::unexpected(source.error());
+    if (!target) return tl::unexpected(target.error());
+    const auto context = make_context(16);
+    auto* c = context.get();
+    auto* graph = compute_.new_graph(c, 16, compute_.key_of_passing_graphs());
+    const auto ring = to.shape().observe;
+    const auto part = [&](ggml_tensor* log, std::int64_t of) {
+        return ggml_view_3d(c, log, log->ne[0], ring, log->ne[2], log->nb[1], log->nb[2],
+                            size(of * ring) * log->nb[1]);
+    };
+    ggml_build_forward_expand(graph, ggml_cpy(c, part(*source, from.slot), part(*target, slot)));
+    return compute_.run(graph);
+}
+
 Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     auto shape = sequence.cache->shape();
     shape.reserve += reserve;
@@ -485,7 +582,249 @@ Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     leave(sequence);
     sequence.cache = std::move(wider);
     sequence.slot = slot;
+    sequence.logged = 0;  // the log stayed behind
     return {};
+}
+
+Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& sequence) {
+    auto& cache = *sequence.cache;
+    const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
+    const auto group = shape_.heads.group(), ring = cache.shape().observe;
+    const auto queries = std::min(ring, sequence.logged);
+    const auto width = shape_.dim_k * group;
+    auto log = cache.log();
+    if (!log) return tl::unexpected(log.error());
+    const auto nodes = layers * 2 * 20 + static_cast<std::int64_t>(cache.classes()) + 16;
+    const auto context = make_context(nodes);
+    auto* c = context.get();
+    auto* graph = compute_.new_graph(c, nodes, compute_.key_of_passing_graphs());
+    std::vector<std::pair<ggml_tensor*, std::vector<float>>> masks(cache.classes());
+    std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
+    // What a class's queries see: the last one everything, each one before it a row less.
+    const auto mask_of = [&](std::size_t row_class) {
+        auto& [tensor, values] = masks[row_class];
+        if (tensor != nullptr) return tensor;
+        const auto& about = cache.row_class(row_class);
+        tensor = ggml_new_tensor_3d(c, GGML_TYPE_F32, about.capacity, queries, about.heads);
+        ggml_set_input(tensor);
+        values.assign(size(ggml_nelements(tensor)), -INFINITY);
+        for (std::int64_t head = 0; head < about.heads; ++head) {
+            const auto held = about.count[size(sequence.slot * about.heads + head)];
+            for (std::int64_t i = 0; i < queries; ++i) {
+                std::fill_n(values.begin() + (head * queries + i) * about.capacity,
+                            std::max<std::int64_t>(1, held - queries + i + 1), 0.0F);
+            }
+        }
+        return tensor;
+    };
+    // The group's part of the newest queries, oldest first: rows of [width, kv_heads x ring].
+    const auto gather_of = [&](const std::vector<std::int32_t>& heads) {
+        std::vector<std::int32_t> rows;
+        for (std::int64_t i = 0; i < queries; ++i) {
+            const auto at = (sequence.logged - queries + i) % ring;
+            for (const auto head : heads) {
+                rows.push_back(static_cast<std::int32_t>(at * kv_heads) + head);
+            }
+        }
+        auto& tensor = gathers[rows];
+        if (tensor == nullptr) {
+            tensor = ggml_new_tensor_1d(c, GGML_TYPE_I32, static_cast<std::int64_t>(rows.size()));
+            ggml_set_input(tensor);
+        }
+        return tensor;
+    };
+    std::vector<std::vector<ggml_tensor*>> means(size(layers));
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        auto* mine =
+            ggml_view_2d(c, *log, width, kv_heads * ring, size(width) * sizeof(float),
+                         size(layer) * (*log)->nb[2] + size(sequence.slot * ring) * (*log)->nb[1]);
+        for (const auto& one : cache.layer(layer).groups) {
+            const auto& about = cache.row_class(one.row_class);
+            auto* taken = ggml_reshape_4d(c, ggml_get_rows(c, mine, gather_of(one.heads)),
+                                          shape_.dim_k, group, about.heads, queries);
+            // [dim_k, queries, heads, group]
+            auto* q = ggml_cont(c, ggml_permute(c, taken, 0, 3, 2, 1));
+            auto* keys = ggml_view_3d(c, one.keys, shape_.dim_k, about.capacity, about.heads,
+                                      one.keys->nb[1], one.keys->nb[3],
+                                      size(sequence.slot * about.heads) * one.keys->nb[3]);
+            auto* products = ggml_mul_mat(c, keys, q);
+            ggml_mul_mat_set_prec(products, GGML_PREC_F32);
+            auto* weights =
+                ggml_soft_max_ext(c, products, mask_of(one.row_class), shape_.scale, 0.0F);
+            // [queries, capacity, heads, group] -> sums over the queries
+            auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
+            auto* mean = ggml_scale(c, sums, 1.0F / static_cast<float>(queries));
+            ggml_set_output(mean);
+            ggml_build_forward_expand(graph, mean);
+            means[size(layer)].push_back(mean);
+        }
+    }
+    WorkMemory work(compute_.backend());
+    if (!work.place(graph)) return failure("not enough memory to cut an answer's rows back");
+    for (const auto& [tensor, values] : masks) {
+        if (tensor == nullptr) continue;
+        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+    }
+    for (const auto& [rows, tensor] : gathers) {
+        ggml_backend_tensor_set(tensor, rows.data(), 0, ggml_nbytes(tensor));
+    }
+    if (auto done = compute_.run(graph); !done) return tl::unexpected(done.error());
+    std::vector<std::vector<float>> result;
+    for (const auto& of_layer : means) {
+        auto& values = result.emplace_back();
+        for (auto* mean : of_layer) {
+            const auto before = values.size();
+            values.resize(before + size(ggml_nelements(mean)));
+            ggml_backend_tensor_get(mean, values.data() + before, 0, ggml_nbytes(mean));
+        }
+    }
+    return result;
+}
+
+Result<void> DeviceEngine::keep_rows(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                                     const std::vector<std::vector<std::int32_t>>& keep) {
+    const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
+    const auto context = make_context(layers * 16 + 16);
+    auto* c = context.get();
+    auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
+    std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> indices;
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        const auto& mine = from.cache->layer(layer);
+        const auto& theirs = to.layer(layer);
+        std::vector<std::int64_t> origin(size(kv_heads));
+        for (const auto& group : mine.groups) {
+            for (std::size_t i = 0; i < group.heads.size(); ++i) {
+                origin[size(group.heads[i])] = group.row(from.cache->row_class(group.row_class),
+                                                         from.slot, static_cast<std::int64_t>(i));
+            }
+        }
+        std::vector<std::int32_t> rows_from, rows_to;
+        for (const auto& group : theirs.groups) {
+            for (std::size_t i = 0; i < group.heads.size(); ++i) {
+                const auto& list = keep[size(layer * kv_heads + group.heads[i])];
+                const auto start =
+                    group.row(to.row_class(group.row_class), slot, static_cast<std::int64_t>(i));
+                for (std::size_t row = 0; row < list.size(); ++row) {
+                    const auto source = origin[size(group.heads[i])] + list[row];
+                    const auto target = start + static_cast<std::int64_t>(row);
+                    if (&to == from.cache.get() && source == target) continue;
+                    rows_from.push_back(static_cast<std::int32_t>(source));
+                    rows_to.push_back(static_cast<std::int32_t>(target));
+                }
+            }
+        }
+        if (rows_from.empty()) continue;
+        const auto count = static_cast<std::int64_t>(rows_from.size());
+        auto* index_from = ggml_new_tensor_1d(c, GGML_TYPE_I32, count);
+        auto* index_to = ggml_new_tensor_1d(c, GGML_TYPE_I32, count);
+        ggml_set_input(index_from);
+        ggml_set_input(index_to);
+        indices.emplace_back(index_from, std::move(rows_from));
+        indices.emplace_back(index_to, std::move(rows_to));
+        const auto move = [&](ggml_tensor* source, ggml_tensor* target) {
+            auto* taken = ggml_get_rows(c, source, index_from);
+            ggml_build_forward_expand(graph, ggml_set_rows(c, target, taken, index_to));
+        };
+        move(mine.keys, theirs.keys);
+        move(mine.values, theirs.values);
+    }
+    WorkMemory work(compute_.backend());
+    if (!work.place(graph)) return failure("not enough memory to cut an answer's rows back");
+    for (const auto& [tensor, values] : indices) {
+        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+    }
+    if (auto done = compute_.run(graph); !done) return done;
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        for (const auto& group : to.layer(layer).groups) {
+            std::vector<std::int32_t> counts;
+            for (const auto head : group.heads) {
+                counts.push_back(
+                    static_cast<std::int32_t>(keep[size(layer * kv_heads + head)].size()));
+            }
+            to.set_counts(group.row_class, slot, counts);
+        }
+    }
+    return {};
+}
+
+Result<void> DeviceEngine::make_room(Sequence& sequence) {
+    const auto grow = [&] { return move(sequence, std::max(kRowBlock, sequence.tokens / 8)); };
+    const auto& method = sequence.method;
+    const bool blind = method.observe_answer() > 0 && sequence.logged == 0;  // nothing to go by
+    if (method.recipe().allocate == AllocateStep::all || blind) return grow();
+    const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
+    std::vector<std::vector<float>> seen;
+    if (method.observe_answer() > 0) {
+        auto attention = observed(sequence);
+        if (!attention) return tl::unexpected(attention.error());
+        seen = std::move(*attention);
+    }
+    auto& cache = *sequence.cache;
+    std::vector<std::vector<std::int32_t>> keep(sequence.kept.size());
+    bool less = false;
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        std::size_t before = 0;  // of the layer's observation
+        for (const auto& group : cache.layer(layer).groups) {
+            const auto& about = cache.row_class(group.row_class);
+            for (std::int64_t i = 0; i < about.heads; ++i) {
+                const auto at = size(layer * kv_heads + group.heads[size(i)]);
+                const auto held = about.count[size(sequence.slot * about.heads + i)];
+                const auto kept = static_cast<std::int64_t>(sequence.kept[at].size());
+                const auto bound = method.bound(layer, group.heads[size(i)], kept);
+                std::vector<float> flat;  // [group][held]
+                for (std::int64_t g = 0; !seen.empty() && g < shape_.heads.group(); ++g) {
+                    const auto* row =
+                        seen[size(layer)].data() + before + (g * about.heads + i) * about.capacity;
+                    flat.insert(flat.end(), row, row + held);
+                }
+                keep[at] = method.keep_head(flat, held, bound);
+                less |= static_cast<std::int64_t>(keep[at].size()) < held;
+            }
+            before += size(about.capacity * about.heads * shape_.heads.group());
+        }
+    }
+    // Heads below their bound (a short prompt) have dropped nothing: they get more memory instead.
+    if (!less) return grow();
+    // Layers of a class share its counts: where they part (a prompt below the budget), the sequence
+    // gets groups of its own.
+    if (cache.holds(keep, kv_heads)) {
+        if (auto done = keep_rows(sequence, cache, sequence.slot, keep); !done) return done;
+    } else {
+        auto shape = cache.shape();
+        shape.slots = 1;
+        auto own = std::make_shared<DeviceCache>(compute_.backend(), shape);
+        for (std::int64_t layer = 0; layer < layers; ++layer) {
+            std::vector<std::int64_t> rows;
+            for (std::int64_t head = 0; head < kv_heads; ++head) {
+                rows.push_back(
+                    static_cast<std::int64_t>(keep[size(layer * kv_heads + head)].size()));
+            }
+            const auto groups = group_heads(rows, method.config().layout);
+            if (auto added = own->add_layer(layer, groups); !added) return added;
+        }
+        const auto slot = own->take_slot();
+        if (auto done = keep_rows(sequence, *own, slot, keep); !done) return done;
+        leave(sequence);
+        sequence.cache = std::move(own);
+        sequence.slot = slot;
+    }
+    for (std::size_t at = 0; at < keep.size(); ++at) {
+        const auto held = held_positions(sequence, at);
+        auto& list = sequence.kept[at];
+        list.clear();
+        for (const auto index : keep[at]) list.push_back(held[size(index)]);
+    }
+    sequence.selected = sequence.tokens;
+    sequence.logged = 0;
+    return {};
+}
+
+std::vector<std::int32_t> DeviceEngine::held_positions(const Sequence& sequence, std::size_t at) {
+    auto list = sequence.kept[at];
+    for (auto token = sequence.selected; token < sequence.tokens; ++token) {
+        list.push_back(static_cast<std::int32_t>(token));
+    }
+    return list;
 }
 
 Result<SequenceId> DeviceEngine::copy(SequenceId id, SequenceId& next) {
@@ -503,6 +842,12 @@ Result<SequenceId> DeviceEngine::copy(SequenceId id, SequenceId& next) {
         return tl::unexpected(copied.error());
     }
     Sequence twin = from;
+    if (from.logged > 0) {
+        if (auto copied = copy_log(from, *cache, slot); !copied) {
+            cache->free_slot(slot);
+            return tl::unexpected(copied.error());
+        }
+    }
     twin.cache = std::move(cache);
     twin.slot = slot;
     sequences_.emplace(next, std::move(twin));
@@ -520,9 +865,9 @@ SequenceInfo DeviceEngine::info(SequenceId id) const {
     info.prompt_tokens = from.prompt_tokens;
     info.tokens = from.tokens;
     info.rows_budget = from.method.rows_budget();
-    info.rows_kept_mean = static_cast<double>(rows) / static_cast<double>(heads);
+    info.rows_kept_mean = static_cast<double>(from.prompt_rows) / static_cast<double>(heads);
     info.plan_bytes = from.plan_bytes;
-    info.held_bytes = (rows + (from.tokens - from.prompt_tokens) * heads) * row;
+    info.held_bytes = (rows + (from.tokens - from.selected) * heads) * row;
     info.allocated_bytes = from.cache->slot_bytes();
     info.full_bytes = from.prompt_tokens * heads * model_->info().row_bytes;
     info.store = from.method.config().store;
@@ -534,11 +879,7 @@ std::vector<std::vector<std::vector<std::int32_t>>> DeviceEngine::positions(Sequ
     const auto& from = sequences_.at(id);
     std::vector<std::vector<std::vector<std::int32_t>>> result(size(shape_.heads.layers));
     for (std::size_t i = 0; i < from.kept.size(); ++i) {
-        auto list = from.kept[i];
-        for (auto at = from.prompt_tokens; at < from.tokens; ++at) {
-            list.push_back(static_cast<std::int32_t>(at));
-        }
-        result[i / size(shape_.heads.kv_heads)].push_back(std::move(list));
+        result[i / size(shape_.heads.kv_heads)].push_back(held_positions(from, i));
     }
     return result;
 }

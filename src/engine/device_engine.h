@@ -50,12 +50,18 @@ private:
         std::shared_ptr<DeviceCache> cache;
         std::int64_t slot = 0;
         std::int64_t prompt_tokens = 0, tokens = 0, plan_bytes = 0;
-        std::vector<std::vector<std::int32_t>> kept;  // [layers x kv_heads] positions of the prompt
+        std::int64_t prompt_rows = 0;  // kept of the prompt, all heads
+        // Positions held, [layers x kv_heads], when there were `selected` tokens; every head holds
+        // all that came since.
+        std::vector<std::vector<std::int32_t>> kept;
+        std::int64_t selected = 0;
+        std::int64_t logged = 0;  // newest tokens whose queries are in the cache's log, one by one
     };
     // The part of a step that one cache has.
     struct Share {
         std::shared_ptr<DeviceCache> cache;
         std::int64_t slots = 0;  // the first so many
+        bool logs = false;       // its queries are kept for a re-selection
         bool operator==(const Share&) const = default;
     };
     struct Step;
@@ -70,6 +76,22 @@ private:
     // Gives the sequence's slot back, and the cache's memory behind the last one.
     void leave(const Sequence& sequence);
     Result<void> move(Sequence& sequence, std::int64_t reserve);
+    // Room for one more row of every head: cuts the heads back to what the method allows them, by
+    // the same score and selection as the prompt; where that frees nothing, more memory.
+    Result<void> make_room(Sequence& sequence);
+    // Mean attention of the last queries over the rows held, [layers] and within a layer its groups
+    // one behind the other, [group of queries][heads][capacity].
+    Result<std::vector<std::vector<float>>> observed(const Sequence& sequence);
+    // Rows `keep` (indices into those held, [layers x kv_heads]) of a sequence into a slot of `to`,
+    // which may be its own.
+    Result<void> keep_rows(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                           const std::vector<std::vector<std::int32_t>>& keep);
+    // The log of a sequence, to go with its rows.
+    Result<void> copy_log(const Sequence& from, DeviceCache& to, std::int64_t slot);
+    static std::vector<std::int32_t> held_positions(const Sequence& sequence, std::size_t at);
+    using Slots = std::map<const DeviceCache*, std::vector<const DecodeInput*>>;
+    void pack_share(const Step& step, std::size_t which, const Slots& of_slot,
+                    std::vector<std::int32_t>& packed, std::size_t& next);
     Result<void> copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot);
     Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);
     void drop_graphs(const DeviceCache& cache);

@@ -323,7 +323,7 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
     auto* c = context.get();
     auto* graph = new_graph(c);
     std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
-    for (const auto& group : cache.layer(pending_)) {
+    for (const auto& group : cache.layer(pending_).groups) {
         const auto& about = cache.row_class(group.row_class);
         const auto first = static_cast<std::int64_t>(chosen.size());
         std::vector<std::int32_t> counts, places;

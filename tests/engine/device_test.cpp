@@ -65,6 +65,8 @@ protected:
         return result ? std::move(*result) : PrefillResult();
     }
 
+    const HeadShape& shape() const { return pair.model->info().shape; }
+
     TinyPair pair;
     std::shared_ptr<const Model> there;
     std::unique_ptr<Engine> device;
@@ -149,6 +151,7 @@ TEST_P(Device, GoesOnBeyondItsReserve) {
     const auto prompt = random_tokens(40, 41);
     auto all = config(512);
     all.options.reserve = 1;
+    all.options.pyramid_beta = 1;  // as many rows in every layer: no head is cut back
     const auto ours = read(*device, prompt, all).sequences.at(0);
     const auto right =
         read(*pair.engine, prompt, method_config("full", 0, pair.model->info().shape))
@@ -166,9 +169,82 @@ TEST_P(Device, TheCpuCutsBackBehindAShortPrompt) {
     for (const Token token : random_tokens(260, 42)) step(*pair.engine, id, token);
     EXPECT_EQ(pair.engine->info(id).tokens, 300);
     if (GetParam() == "full") return;
-    const auto& shape = pair.model->info().shape;
     EXPECT_LE(pair.engine->info(id).held_bytes / pair.model->info().row_bytes,
-              (100 + config().options.reserve) * shape.layers * shape.kv_heads);
+              (100 + config().options.reserve) * shape().layers * shape().kv_heads);
+}
+
+// Long answers do not grow: when the reserve is full, the last queries choose what stays.
+TEST_P(Device, CutsBackAsTheCpuDoes) {
+    auto some = config();
+    some.options.reserve = 256 - 48;  // with 48 rows a whole block: both sides are full together
+    const auto prompt = random_tokens(300, 43);
+    const auto tokens = random_tokens(250, 44);
+    const auto ours = read(*device, prompt, some).sequences.at(0);
+    const auto right = read(*pair.engine, prompt, some).sequences.at(0);
+    const bool even = GetParam() == "snapkv" || GetParam() == "streaming-llm";
+    const bool same_start = overlap(device->positions(ours), pair.engine->positions(right)) == 1;
+    const auto before = std::span(tokens).first(230);
+    const auto mine = steps(*device, ours, before);
+    const auto twin = device->copy(ours);
+    ASSERT_TRUE(twin);
+    const auto theirs = steps(*pair.engine, right, before);
+    const auto held = device->positions(ours);
+    for (const auto& layer : held) {
+        for (const auto& list : layer) {
+            EXPECT_TRUE(std::is_sorted(list.begin(), list.end()));
+            EXPECT_EQ(std::set<std::int32_t>(list.begin(), list.end()).size(), list.size());
+            EXPECT_EQ(list.back(), 529);
+            EXPECT_LE(list.size(), GetParam() == "full" ? 530U : 512U);
+        }
+    }
+    if (even) {
+        EXPECT_LT(device->info(ours).held_bytes,
+                  256 * device->model().info().row_bytes * shape().layers * shape().kv_heads);
+        expect_same_sizes(held, pair.engine->positions(right));
+        EXPECT_GT(overlap(held, pair.engine->positions(right)), same_start ? 0.97 : 0.9);
+    }
+    // What the copy goes on with is its own, whatever was logged before.
+    const auto after = std::span(tokens).subspan(230);
+    const auto first = steps(*device, ours, after).back();
+    EXPECT_LT(logit_error(steps(*device, *twin, after).back(), first), tolerance());
+    if (even && same_start && overlap(held, pair.engine->positions(right)) == 1) {
+        EXPECT_LT(logit_error(mine.back(), theirs.back()), 0.02);
+        EXPECT_LT(logit_error(first, steps(*pair.engine, right, after).back()), 0.02);
+    }
+}
+
+// The same where heads of one layout are bounded by different plans: a prompt below the budget.
+TEST_P(Device, CutsBackBehindAShortPrompt) {
+    auto some = config(100);
+    some.options.reserve = 1;
+    const auto id = read(*device, random_tokens(40, 41), some).sequences.at(0);
+    for (const Token token : random_tokens(700, 42)) step(*device, id, token);
+    EXPECT_EQ(device->info(id).tokens, 740);
+    if (GetParam() == "full") return;
+    // No head has more than a block beyond what the plan gives it.
+    EXPECT_LE(device->info(id).held_bytes / device->model().info().row_bytes,
+              (100 + 256) * shape().layers * shape().kv_heads);
+}
+
+// A copy made while queries are logged is cut back as its origin is.
+TEST_P(Device, ACopyTakesItsLogAlong) {
+    auto some = config();
+    some.options.reserve = 1;
+    const auto first = read(*device, random_tokens(300, 45), some).sequences.at(0);
+    const auto tokens = random_tokens(240, 46);
+    // Without a cut: plan rows up to 96 leave room for 160 tokens.
+    std::size_t done = 0;
+    while (done < tokens.size() && device->info(first).tokens < 300 + 190) {
+        step(*device, first, tokens[done++]);
+    }
+    const auto twin = device->copy(first);
+    ASSERT_TRUE(twin);
+    const auto rest = std::span(tokens).subspan(done);
+    const auto mine = steps(*device, first, rest).back();
+    const auto theirs = steps(*device, *twin, rest).back();
+    EXPECT_LT(logit_error(mine, theirs), tolerance());
+    EXPECT_GT(overlap(device->positions(first), device->positions(*twin)),
+              tolerance() < 0.01 ? 0.999 : 0.97);
 }
 
 TEST_P(Device, ACopyGoesItsOwnWay) {
