@@ -29,6 +29,9 @@ struct EngineOptions {
         1;  // sequences expected to decode together: devices reserve memory for them
     // For tests: computes with ggml's own operations alone, as on a GPU, on every device.
     bool stock_operations = false;
+    // Most bytes of a device's memory that weights, caches and work may take; what its driver takes
+    // is not counted. 0: what is free. Work that needs more is refused before it begins.
+    std::int64_t device_memory = 0;
 };
 
 using SequenceId = std::int64_t;
@@ -110,7 +113,8 @@ public:
     // Reads the prompt once and fills one compressed cache per configuration (>= 1). Layer-major:
     // peak memory is weights + hidden states + one layer's full K,V, whatever the methods.
     // Errors: empty prompt, ids outside the vocabulary, prompt above the context (says by how
-    // much), Method::create's, out of memory, interrupted. On error no sequence is left behind.
+    // much), Method::create's, out of memory (on a device said before it begins, with what would
+    // fit), interrupted. On error no sequence is left behind.
     Result<PrefillResult> prefill(std::span<const Token> prompt,
                                   std::span<const MethodConfig> configs,
                                   const PrefillOptions& options = {});
@@ -144,6 +148,11 @@ public:
     void release(SequenceId sequence);  // frees its rows; unknown ids are ignored
     // An independent copy of a sequence (its rows are copied).
     Result<SequenceId> copy(SequenceId sequence);
+
+    // The most bytes of a device's memory that weights, caches and work took at once since the last
+    // reset; 0 where this CPU's own kernels compute. What a driver takes for itself is not counted.
+    std::int64_t device_peak_bytes() const;
+    void reset_device_peak();
 
     SequenceInfo info(SequenceId sequence) const;
     // Original positions of the rows held, sorted: [layers][kv_heads].

@@ -25,10 +25,26 @@ struct ModelInfo {
     std::int64_t embedding = 0, head_dim_k = 0, head_dim_v = 0, feed_forward = 0, vocabulary = 0;
     std::int64_t context = 0;       // tokens the model was trained (or scaled by its metadata) for
     std::int64_t weight_bytes = 0;  // tensor bytes in the file
+    // Of these, what every decode step reads: all but an embedding that rows are only taken from.
+    std::int64_t step_bytes = 0;
+    std::int64_t step_weights = 0;  // elements of the matrices among them
     std::int64_t row_bytes = 0;     // one f16 row of one KV head: K and V
     std::string device;             // "cpu", "cuda0", ...
     int threads = 1;
 };
+
+// What a file's header says of a model: no weight is loaded, `device` stays empty. Errors
+// (bad_input): not GGUF, truncated, absurd counts, unsupported architecture.
+Result<ModelInfo> read_model_info(const std::filesystem::path& file);
+
+// Memory of the device that LoadOptions::device names.
+struct DeviceMemory {
+    std::string device;  // as ModelInfo has it
+    bool own = false;    // its own memory, not the machine's
+    std::int64_t free = 0, total = 0;
+};
+// Error: no such device.
+Result<DeviceMemory> device_memory(const std::string& name);
 
 // Immutable once loaded; may be shared by several engines.
 class Model {

@@ -39,6 +39,7 @@ struct Sample {
     double decode_ms = 0;
     SequenceInfo info;
     std::int64_t allocated_bytes = 0;
+    std::int64_t device_peak_bytes = 0;
 };
 
 class Sequences {
@@ -105,6 +106,7 @@ Result<Sample> measure(Engine& engine, const BenchCase& what, const BenchSetting
     for (const SequenceId id : sequences.ids()) {
         sample.allocated_bytes += engine.info(id).allocated_bytes;
     }
+    sample.device_peak_bytes = engine.device_peak_bytes();
     return sample;
 }
 
@@ -112,6 +114,7 @@ void add_sample(BenchResult& result, const Sample& sample) {
     result.prefill_ms_all.push_back(sample.prefill.prefill_ms);
     result.decode_ms_all.push_back(sample.decode_ms);
     result.rss_peak_bytes = std::max(result.rss_peak_bytes, peak_memory());
+    result.device_peak_bytes = std::max(result.device_peak_bytes, sample.device_peak_bytes);
     result.prompt_tokens = sample.info.prompt_tokens;
     result.rows_kept_mean = sample.info.rows_kept_mean;
     result.kv_bytes = sample.info.plan_bytes;
@@ -184,6 +187,7 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
                 return tl::unexpected(Error{ErrorKind::interrupted, "interrupted"});
             }
             reset_peak_memory();
+            engine.reset_device_peak();
             const auto sample = measure(engine, cases[i], settings, go_on);
             if (!sample) return tl::unexpected(sample.error());
             ++done;

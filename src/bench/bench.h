@@ -38,6 +38,7 @@ struct BenchResult {
     std::int64_t held_bytes = 0;                        // of all slots, at the end
     std::int64_t scratch_bytes = 0;                     // of the prefill
     std::int64_t rss_peak_bytes = 0;                    // highest of the repeats; weights included
+    std::int64_t device_peak_bytes = 0;                 // the same of a device's memory
     std::vector<double> prefill_ms_all, decode_ms_all;  // [repeats]
 };
 

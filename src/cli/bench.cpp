@@ -11,6 +11,7 @@
 #include "cli/bench_report.h"
 #include "cli/options.h"
 #include "cli/run_report.h"
+#include "engine/capacity.h"
 
 namespace headkv::cli {
 
@@ -75,6 +76,7 @@ Json case_json(const BenchReport& report, const BenchResult& result) {
             {"kv_bytes_allocated", result.allocated_bytes},
             {"prefill_scratch_bytes", result.scratch_bytes},
             {"rss_peak_bytes", result.rss_peak_bytes},
+            {"device_peak_bytes", result.device_peak_bytes},
             {"first_token_ms", first_token_ms(report, result)},
             {"prefill_gflop_s", result.prefill_gflop_s},
             {"decode_gb_s", result.decode_gb_s},
@@ -131,6 +133,29 @@ Result<void> check_arguments(const BenchArguments& arguments) {
     return {};
 }
 
+// A case that a device has no room for is said before the weights are read, not after an hour.
+Result<void> check_cases(const BenchArguments& arguments) {
+    if (!limits_memory(arguments.model)) return {};
+    const auto memory = device_memory(arguments.model.load.device);
+    if (!memory) return tl::unexpected(memory.error());
+    const auto info = read_model_info(arguments.model.path);
+    if (!info) return tl::unexpected(info.error());
+    const auto cases = bench_cases(arguments, *info);
+    if (!cases) return tl::unexpected(cases.error());
+    const auto slots = *std::max_element(arguments.slots.begin(), arguments.slots.end());
+    for (const BenchCase& what : *cases) {
+        DeviceLoad load{.methods = {what.method},
+                        .prompt = std::max<std::int64_t>(1, what.depth),
+                        .sequences = slots,
+                        .new_tokens = arguments.settings.tokens + 1};
+        const auto chunk = arguments.model.engine.chunk;
+        if (chunk != EngineOptions().chunk) load.chunk = chunk;
+        const auto available = bytes_for_work(arguments.model, *memory);
+        if (auto fits = check_fits(*info, load, available, memory->device); !fits) return fits;
+    }
+    return {};
+}
+
 Result<void> bench(const BenchArguments& arguments) {
     if (auto checked = check_arguments(arguments); !checked) return checked;
     // The peer is looked at before the model is loaded: a wrong name is said at once.
@@ -142,6 +167,7 @@ Result<void> bench(const BenchArguments& arguments) {
         peer.emplace(std::move(*found));
     }
     catch_interrupts();
+    if (auto fits = check_cases(arguments); !fits) return fits;
     const auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
     const auto cases = bench_cases(arguments, (*model)->info());

@@ -361,6 +361,43 @@ Result<std::int64_t> parse_bytes(std::string_view text) {
     return static_cast<std::int64_t>(*value * *factor);
 }
 
+Result<std::int64_t> parse_count(std::string_view text) {
+    std::string_view rest = text;
+    const auto value = take_number(rest);
+    double factor = 1;
+    if (rest == "k" || rest == "K") factor = 1024;
+    if (rest == "M") factor = 1024 * 1024;
+    constexpr double most = 2147483648.0;
+    const double count = value.value_or(0) * factor;
+    if ((factor == 1 && !rest.empty()) || count < 1 || count > most || count != std::floor(count)) {
+        return bad_input("\"{}\" is no count: give a whole number from 1 on, such as 4096 or 32k",
+                         text.substr(0, 64));
+    }
+    return static_cast<std::int64_t>(count);
+}
+
+Result<double> parse_bandwidth(std::string_view text) {
+    std::string_view rest = text;
+    const auto value = take_number(rest);
+    double factor = 1;
+    if (rest.ends_with("B/s")) {
+        rest.remove_suffix(3);
+        constexpr std::string_view letters = "kMGT";
+        const auto place = rest.empty() ? std::string_view::npos : letters.find(rest);
+        factor = rest.size() == 1 && place != std::string_view::npos
+                     ? std::pow(1000.0, static_cast<double>(place + 1))
+                     : (rest.empty() ? 1 : 0);
+        rest = {};
+    }
+    constexpr double least = 1e6, most = 1e15;
+    const double rate = value.value_or(0) * factor;
+    if (!rest.empty() || rate < least || rate > most) {
+        return bad_input("\"{}\" is no memory bandwidth: give bytes a second, such as 3350GB/s",
+                         text.substr(0, 64));
+    }
+    return rate;
+}
+
 Result<double> parse_share(std::string_view text) {
     std::string_view rest = text;
     const auto value = take_number(rest);

@@ -94,6 +94,10 @@ std::string version();                       // "0.1.0"
 
 // "16M", "1.5GiB", "4096" -> bytes (powers of 1024). Error (bad_input).
 Result<std::int64_t> parse_bytes(std::string_view text);
+// "32k", "1M", "4096" -> a count (k is 1024). Error (bad_input): below 1, above 2^31.
+Result<std::int64_t> parse_count(std::string_view text);
+// "3350GB/s", "2TB/s", "9e11" -> bytes a second (powers of 1000). Error (bad_input).
+Result<double> parse_bandwidth(std::string_view text);
 // "5%" or "0.05" -> 0.05, above 0 and at most 1. Error (bad_input).
 Result<double> parse_share(std::string_view text);
 // The number of edits between two words; for "did you mean".

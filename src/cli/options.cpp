@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <system_error>
 #include <thread>
 
+#include "engine/capacity.h"
 #include "headkv/session.h"
 
 namespace headkv::cli {
@@ -23,6 +25,12 @@ std::filesystem::path executable_folder() {
     std::error_code error;
     const auto file = std::filesystem::read_symlink("/proc/self/exe", error);
     return error ? std::filesystem::path(".") : file.parent_path();
+}
+
+// Empty for a size in bytes; takes its argument as CLI11's validators do.
+std::string size_error(const std::string& text) {
+    const auto bytes = parse_bytes(text);
+    return bytes ? std::string() : bytes.error().message;
 }
 
 Result<double> parse_rows(std::string_view text) {
@@ -120,9 +128,53 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
         .add_flag("--stock-ops", arguments.engine.stock_operations,
                   "compute with ggml's own operations alone, as on a GPU")
         ->group(model_group);
+    command
+        .add_option_function<std::string>(
+            "--device-memory",
+            [&arguments](const std::string& size) {
+                arguments.engine.device_memory = parse_bytes(size).value_or(0);
+            },
+            "most of the GPU's memory to take, such as 40GiB (what is free); what cannot fit is "
+            "refused before it begins")
+        ->check(CLI::Validator(size_error, "", "size"))
+        ->type_name("SIZE")
+        ->group(model_group);
+}
+
+namespace {
+
+// Weights that do not fit are said before they are read: the rest can wait until the prompt is
+// known.
+Result<void> check_weights(const ModelArguments& arguments) {
+    if (!limits_memory(arguments)) return {};
+    const auto memory = device_memory(arguments.load.device);
+    if (!memory) return tl::unexpected(memory.error());
+    const auto available = bytes_for_work(arguments, *memory);
+    const auto info = read_model_info(arguments.path);
+    if (!info) return tl::unexpected(info.error());
+    return check_fits(*info, {.methods = {}, .prompt = 1}, available, memory->device);
+}
+
+}  // namespace
+
+bool limits_memory(const ModelArguments& arguments) {
+    return arguments.load.device == "cuda" ||
+           (arguments.engine.device_memory > 0 && arguments.engine.stock_operations);
+}
+
+std::int64_t bytes_for_work(const ModelArguments& arguments, const DeviceMemory& memory) {
+    if (arguments.engine.device_memory > 0) return arguments.engine.device_memory;
+    // Where the driver does not say, nothing is refused beforehand.
+    if (memory.total == 0) return std::numeric_limits<std::int64_t>::max();
+    return std::max<std::int64_t>(1, memory.free - kPoolBytes);
 }
 
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {
+    if (arguments.engine.device_memory > 0 && arguments.load.device != "cuda" &&
+        !arguments.engine.stock_operations) {
+        note("--device-memory is for --device cuda: nothing limits the CPU's memory");
+    }
+    if (auto fits = check_weights(arguments); !fits) return tl::unexpected(fits.error());
     const auto cores = static_cast<int>(std::thread::hardware_concurrency());
     if (cores > 0 && arguments.load.threads > cores) {
         note(fmt::format("{} threads on {} cores: they will wait for each other; -t {} is faster",

@@ -17,10 +17,14 @@ namespace headkv::cli {
 struct ModelArguments {
     std::string path;      // -m, required
     LoadOptions load;      // --device, -t
-    EngineOptions engine;  // --precision
+    EngineOptions engine;  // --precision, --device-memory
 };
 void add_model_options(CLI::App& command, ModelArguments& arguments);
+// Errors: those of Model::load; weights that do not fit where limits_memory().
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments);
+// Whether there is a device whose memory work must fit into, and how much it has for that.
+bool limits_memory(const ModelArguments& arguments);
+std::int64_t bytes_for_work(const ModelArguments& arguments, const DeviceMemory& memory);
 // The model's own name, or the file's where it has none.
 std::string model_title(const ModelInfo& info);
 

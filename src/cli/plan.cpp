@@ -1,4 +1,4 @@
-// `headkv plan`: the allocation alone, no model needed.
+// `headkv plan`: the allocation alone, no model needed; with one, what a GPU holds and how fast.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <numeric>
 #include <optional>
 
+#include "cli/capacity.h"
 #include "cli/common.h"
 #include "headkv/method.h"
 
@@ -22,6 +23,7 @@ struct PlanArguments {
     std::optional<std::int64_t> window, prompt_tokens, layers, kv_heads;
     std::optional<double> beta;
     bool as_published = false;
+    CapacityArguments capacity;  // with --model
 };
 
 // The rows of every head and what they were made of.
@@ -212,7 +214,35 @@ std::string text_of(const PlanArguments& arguments, const Allocation& made) {
     return text;
 }
 
+// The figures of a GPU, from those options of the allocation that they share.
+Result<void> plan_capacity(const PlanArguments& arguments) {
+    const bool given = arguments.as_published || arguments.grain != "kv" || arguments.layers ||
+                       arguments.kv_heads || !arguments.method.empty();
+    if (given) {
+        return bad_input(
+            "with --model the shape is the model's and --methods names the methods: leave out "
+            "--method, --grain, --as-published, --layers and --kv-heads");
+    }
+    if (arguments.prompt_tokens && !arguments.capacity.prompt.empty()) {
+        return bad_input("the prompt's length is given twice (--prompt and --prompt-tokens)");
+    }
+    CapacityArguments capacity = arguments.capacity;
+    if (arguments.prompt_tokens) capacity.prompt = fmt::format("{}", *arguments.prompt_tokens);
+    capacity.method.rows = {fmt::format("{}", arguments.rows)};
+    if (!arguments.heads.empty()) capacity.method.heads = {arguments.heads};
+    capacity.method.window = arguments.window;
+    capacity.method.beta = arguments.beta;
+    capacity.json = arguments.json;
+    return capacity_plan(capacity);
+}
+
 Result<void> plan(const PlanArguments& arguments) {
+    if (!arguments.capacity.model.empty()) return plan_capacity(arguments);
+    if (arguments.capacity.any()) {
+        return bad_input(
+            "what a GPU holds depends on the model: name its file with --model (--prompt, "
+            "--device-memory, --methods, --slots, --bandwidth, --kv-type and --gpus need it)");
+    }
     HeadScores scores;
     if (!arguments.heads.empty()) {
         auto loaded = load_head_scores(arguments.heads);
@@ -239,8 +269,10 @@ void register_plan(CLI::App& app, Status& status) {
     auto arguments = std::make_shared<PlanArguments>();
     const MethodOptions defaults;
     const MethodOptions paper = preset_paper();
-    CLI::App* command =
-        app.add_subcommand("plan", "rows per layer and head of a budget; needs no model");
+    CLI::App* command = app.add_subcommand(
+        "plan",
+        "rows per layer and head of a budget; with --model, how many sequences a GPU holds and "
+        "how fast it answers");
     const auto add = [&](const char* flag, auto& target, const std::string& help,
                          const char* type) {
         return command->add_option(flag, target, help)->type_name(type);
@@ -271,7 +303,11 @@ void register_plan(CLI::App& app, Status& status) {
     add("--layers", arguments->layers, "of the model, where --heads is not given", "N");
     add("--kv-heads", arguments->kv_heads, "of a layer, where --heads does not say", "N");
     add("--json", arguments->json, "the plan as JSON to FILE; - is stdout", "FILE");
-    command->footer("Example: headkv plan --heads scores/smollm2-135m.r2.json --rows 128");
+    add_capacity_options(*command, arguments->capacity);
+    command->footer(
+        "Examples:\n"
+        "  headkv plan --heads scores/smollm2-135m.r2.json --rows 128\n"
+        "  headkv plan --model m.gguf --device-memory 80GiB --prompt 32k --rows 1024");
     command->callback([arguments, &status] {
         if (const auto done = plan(*arguments); !done) status.code = report(done.error());
     });

@@ -153,6 +153,7 @@ Result<void> answer_all(Job& job, const PrefillResult& prefilled) {
         auto generation = answer(job, sequence, prefilled.logits);
         if (!generation) return tl::unexpected(generation.error());
         job.runs.push_back({job.engine->info(sequence), std::move(*generation), job.titles[i]});
+        job.context.device_peak_bytes = job.engine->device_peak_bytes();
         job.engine->release(sequence);
         if (interrupted()) break;
     }
@@ -287,6 +288,7 @@ Result<std::vector<Turn>> converse(Job& job, const PromptText& text, ChatTemplat
         if (!generation) return tl::unexpected(generation.error());
         turns.push_back(
             {user, {job.engine->info(sequence), std::move(*generation), job.titles[0]}});
+        job.context.device_peak_bytes = job.engine->device_peak_bytes();
         print_turn(job, turns.back().run, turns.size() == 1);
         if (interrupted()) return turns;
         const auto next = read_line();

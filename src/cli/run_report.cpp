@@ -153,7 +153,7 @@ Json run_json(const RunContext& context, const MethodRun& run) {
               {"decode_tok_s", decode_speed(answer)}}},
             {"memory",
              {{"rss_peak_bytes", peak_resident_bytes()},
-              {"device_peak_bytes", 0},
+              {"device_peak_bytes", context.device_peak_bytes},
               {"weight_bytes", context.weight_bytes}}},
             {"device", context.device},
             {"version", version()}};
@@ -174,6 +174,11 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
                         info.method, info.rows_kept_mean, bytes_text(info.plan_bytes),
                         name_of(info.store), 100 * share_of_full(info), bytes_text(info.full_bytes),
                         info.store == StoreTypes() ? "" : " in f16");
+    if (context.device_peak_bytes > 0) {
+        text +=
+            fmt::format("device   peak {} in use; {} allocated for the cache and its reserve\n",
+                        bytes_text(context.device_peak_bytes), bytes_text(info.allocated_bytes));
+    }
     text += fmt::format("memory   peak {} resident; weights {}, prefill scratch {}, loaded in {}\n",
                         bytes_text(peak_resident_bytes()), bytes_text(context.weight_bytes),
                         bytes_text(context.scratch_bytes), human_ms(context.load_ms));

@@ -26,6 +26,7 @@ struct RunContext {
     std::int64_t prompt_tokens = 0;
     double load_ms = 0, prefill_ms = 0, compress_ms = 0;
     std::int64_t scratch_bytes = 0;
+    std::int64_t device_peak_bytes = 0;  // 0: no device but this CPU's own kernels
 };
 
 // Decode steps behind an answer: its last token is not fed back unless an end token followed it.

@@ -36,6 +36,7 @@ Result<void> DeviceCache::allocate(ggml_context_ptr context, Buffers& into) {
     }
     // Rows that are masked out must still be numbers.
     ggml_backend_buffer_clear(buffer.get(), 0);
+    buffer_bytes_ += static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer.get()));
     contexts_.push_back(std::move(context));
     into.push_back(std::move(buffer));
     return {};
@@ -98,7 +99,7 @@ Result<ggml_tensor*> DeviceCache::log() {
     if (log_ != nullptr) return log_;
     const auto& attention = shape_.attention;
     auto context = make_context(2);
-    auto* made = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32,
+    auto* made = ggml_new_tensor_3d(context.get(), GGML_TYPE_F16,
                                     attention.heads.query_heads * attention.dim_k,
                                     shape_.slots * shape_.observe + 1, attention.heads.layers);
     if (auto done = allocate(std::move(context), buffers_); !done) {

@@ -70,7 +70,7 @@ public:
     // The masks of all classes in one tensor, f16 [1, rows]: one call opens a step's rows. Once
     // every layer is there. Error (failure): out of memory.
     Result<ggml_tensor*> masks();
-    // The last queries of every slot, f32 [query_heads * dim_k, slots * observe + 1, layers], made
+    // The last queries of every slot, f16 [query_heads * dim_k, slots * observe + 1, layers], made
     // by the first call: a ring of `observe` for each slot; the last one is nobody's. Error
     // (failure): out of memory.
     Result<ggml_tensor*> log();
@@ -92,8 +92,9 @@ public:
 
     // Rows of `slot` now held by each head of a class: sets its mask to them.
     void set_counts(std::size_t row_class, std::int64_t slot, std::span<const std::int32_t> counts);
-    std::int64_t room(std::int64_t slot) const;    // rows that every head has left
-    std::int64_t bytes() const { return bytes_; }  // of keys and values, all slots
+    std::int64_t room(std::int64_t slot) const;                  // rows that every head has left
+    std::int64_t bytes() const { return bytes_; }                // of keys and values, all slots
+    std::int64_t buffer_bytes() const { return buffer_bytes_; }  // masks and alignment included
     std::int64_t slot_bytes() const { return bytes_ / shape_.slots; }
     std::int64_t row_bytes() const;
 
@@ -111,7 +112,7 @@ private:
     std::vector<bool> used_;
     std::vector<ggml_context_ptr> contexts_;
     Buffers buffers_, mask_buffers_;
-    std::int64_t bytes_ = 0;
+    std::int64_t bytes_ = 0, buffer_bytes_ = 0;
 };
 
 }  // namespace headkv

@@ -5,6 +5,7 @@
 #include <cassert>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "engine/graph.h"
 #include "engine/text_probabilities.h"
@@ -211,6 +212,12 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
 
 std::vector<SequenceId> DeviceEngine::take(DevicePrefill& prefill, SequenceId& next) {
     std::vector<SequenceId> ids;
+    std::int64_t adaptive = 0;  // in caches that no map names yet
+    for (const auto& target : prefill.targets()) {
+        const auto named = [&](const auto& pair) { return pair.second == target.cache; };
+        if (std::ranges::none_of(caches_, named)) adaptive += target.cache->buffer_bytes();
+    }
+    note_peak(prefill.scratch_bytes() + adaptive);
     for (auto& target : prefill.targets()) {
         std::int64_t rows = 0;
         for (const auto& list : target.kept) rows += static_cast<std::int64_t>(list.size());
@@ -354,6 +361,7 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
         ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
     }
     steps_.push_front(std::move(step));
+    note_peak();
     if (steps_.size() > kMostGraphs) steps_.pop_back();
     return &steps_.front();
 }
@@ -579,6 +587,7 @@ Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     auto wider = std::make_shared<DeviceCache>(compute_.backend(), shape);
     const auto slot = wider->take_slot();
     if (auto copied = copy_rows(sequence, *wider, slot); !copied) return copied;
+    note_peak(wider->buffer_bytes());
     leave(sequence);
     sequence.cache = std::move(wider);
     sequence.slot = slot;
@@ -636,7 +645,7 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
     std::vector<std::vector<ggml_tensor*>> means(size(layers));
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         auto* mine =
-            ggml_view_2d(c, *log, width, kv_heads * ring, size(width) * sizeof(float),
+            ggml_view_2d(c, *log, width, kv_heads * ring, size(width) * (*log)->nb[0],
                          size(layer) * (*log)->nb[2] + size(sequence.slot * ring) * (*log)->nb[1]);
         for (const auto& one : cache.layer(layer).groups) {
             const auto& about = cache.row_class(one.row_class);
@@ -804,6 +813,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
         }
         const auto slot = own->take_slot();
         if (auto done = keep_rows(sequence, *own, slot, keep); !done) return done;
+        note_peak(own->buffer_bytes());
         leave(sequence);
         sequence.cache = std::move(own);
         sequence.slot = slot;
@@ -852,6 +862,27 @@ Result<SequenceId> DeviceEngine::copy(SequenceId id, SequenceId& next) {
     twin.slot = slot;
     sequences_.emplace(next, std::move(twin));
     return next++;
+}
+
+std::int64_t DeviceEngine::bytes_in_use() const {
+    std::set<const DeviceCache*> caches;
+    for (const auto& [id, sequence] : sequences_) caches.insert(sequence.cache.get());
+    for (const auto& [key, cache] : caches_) caches.insert(cache.get());
+    std::int64_t bytes = 0;
+    for (const DeviceCache* cache : caches) bytes += cache->buffer_bytes();
+    std::size_t others = 0;
+    for (const Step& step : steps_) {
+        others += ggml_backend_buffer_get_size(step.inputs_buffer.get()) +
+                  ggml_gallocr_get_buffer_size(step.allocator.get(), 0);
+    }
+    for (const auto& buffer : model_->impl().buffers) {
+        others += ggml_backend_buffer_get_size(buffer.get());
+    }
+    return bytes + static_cast<std::int64_t>(others);
+}
+
+void DeviceEngine::note_peak(std::int64_t more) {
+    peak_bytes_ = std::max(peak_bytes_, bytes_in_use() + more);
 }
 
 SequenceInfo DeviceEngine::info(SequenceId id) const {

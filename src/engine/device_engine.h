@@ -37,6 +37,11 @@ public:
     std::span<const float> logits(std::size_t input) const;
     Token best(std::size_t input) const { return best_[input]; }
 
+    // Nothing lies in the device's memory but the weights and what belongs to no sequence.
+    bool idle() const { return sequences_.empty() && caches_.empty(); }
+    std::int64_t peak_bytes() const { return peak_bytes_; }
+    void reset_peak() { peak_bytes_ = bytes_in_use(); }
+
     bool holds(SequenceId id) const { return sequences_.contains(id); }
     std::int64_t tokens(SequenceId id) const { return sequences_.at(id).tokens; }
     void release(SequenceId id);
@@ -95,6 +100,10 @@ private:
     Result<void> copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot);
     Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);
     void drop_graphs(const DeviceCache& cache);
+    // Weights, caches and the memory of steps.
+    std::int64_t bytes_in_use() const;
+    // Remembers the most; `more` bytes are in use besides.
+    void note_peak(std::int64_t more = 0);
 
     Compute& compute_;
     std::shared_ptr<const Model> model_;
@@ -107,6 +116,7 @@ private:
     std::vector<float> logits_;
     std::vector<std::size_t> token_of_;  // of each input: its column in the step
     std::vector<Token> best_;
+    std::int64_t peak_bytes_ = 0;
 };
 
 }  // namespace headkv

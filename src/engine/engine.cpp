@@ -9,6 +9,7 @@
 #include <new>
 #include <numeric>
 
+#include "engine/capacity.h"
 #include "engine/device_engine.h"
 #include "engine/prefill.h"
 #include "engine/text_probabilities.h"
@@ -56,6 +57,19 @@ struct StepGraph {
 constexpr std::size_t kMostGraphs = 8;
 constexpr std::int64_t kNodesPerLayer = 48;
 
+// What a device has for weights, caches and work; 0 where nothing limits them. Asked once: what
+// ggml keeps for itself later is used again.
+std::int64_t bytes_for_engine(const Model& model, const EngineOptions& options) {
+    if (options.device_memory > 0) return options.device_memory;
+    auto* device = model.impl().device;
+    if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_GPU) return 0;
+    std::size_t free = 0, total = 0;
+    ggml_backend_dev_memory(device, &free, &total);
+    if (total == 0) return 0;  // the driver does not say
+    const auto left = static_cast<std::int64_t>(free) - kPoolBytes;
+    return std::max<std::int64_t>(1, model.info().weight_bytes + left);
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -63,6 +77,7 @@ struct Engine::Impl {
     EngineOptions options;
     std::unique_ptr<Compute> compute;
     std::unique_ptr<DeviceEngine> device;  // null: this CPU's own kernels, and what follows
+    std::int64_t device_bytes = 0;         // of a device's memory, weights included; 0: not limited
     AttentionShape shape;
     DecodeAttention attention{{}};
     std::map<SequenceId, Sequence> sequences;
@@ -84,6 +99,8 @@ struct Engine::Impl {
     }
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
+    Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
+                              std::int64_t expected_new_tokens) const;
     Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs);
     Result<void> make_room(Sequence& sequence);
     void reselect(Sequence& sequence);
@@ -117,11 +134,20 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     impl->compute = std::move(*compute);
     if (impl->model->info().device != "cpu" || options.stock_operations) {
         impl->device = std::make_unique<DeviceEngine>(*impl->compute, impl->model, options);
+        impl->device_bytes = bytes_for_engine(*impl->model, options);
     }
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
 const Model& Engine::model() const { return *impl_->model; }
+
+std::int64_t Engine::device_peak_bytes() const {
+    return impl_->device ? impl_->device->peak_bytes() : 0;
+}
+
+void Engine::reset_device_peak() {
+    if (impl_->device) impl_->device->reset_peak();
+}
 
 // --- prefill
 // ---------------------------------------------------------------------------------------
@@ -147,6 +173,20 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
             length, length - context, context);
     }
     return check_tokens(prompt);
+}
+
+// What cannot fit beside the weights is refused before it begins. Where the device holds sequences
+// already, their caches may have room for this one: then its own allocations decide.
+Result<void> Engine::Impl::check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
+                                        std::int64_t expected_new_tokens) const {
+    if (device_bytes == 0 || !device->idle()) return {};
+    const auto& info = model->info();
+    DeviceLoad load{.methods = {configs.begin(), configs.end()},
+                    .prompt = prompt,
+                    .sequences = std::max<std::int64_t>(1, options.slots),
+                    .new_tokens = expected_new_tokens};
+    if (options.chunk != EngineOptions().chunk) load.chunk = options.chunk;
+    return check_fits(info, load, device_bytes, info.device);
 }
 
 struct PrefillJob::Impl {
@@ -179,6 +219,10 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
     if (configs.empty()) return bad_input("a prefill needs at least one method");
     if (self.device) {
+        const auto length = static_cast<std::int64_t>(prompt.size());
+        if (auto fits = self.check_memory(length, configs, expected_new_tokens); !fits) {
+            return tl::unexpected(fits.error());
+        }
         auto prefill = self.device->start_prefill(prompt, configs, expected_new_tokens);
         if (!prefill) return tl::unexpected(prefill.error());
         return PrefillJob(std::make_unique<PrefillJob::Impl>(

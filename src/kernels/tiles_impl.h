@@ -169,30 +169,11 @@ void multiply_step(const Bf16* weights, const Bf16* other, std::int64_t depths, 
     Unit::template store<3>(out + kTile * stride + kTile, out_bytes);
 }
 
-// What a thread works on at once stays in its first cache: kStep columns of x, kDepthsTogether
-// tiles deep, are multiplied with kRowsTogether rows, whose sums are gathered next to one another
-// and written out once.
-constexpr std::int64_t kDepthsTogether = 16;
-constexpr std::int64_t kRowsTogether = 96;
-
-// sums [kStep][kRowsTogether] = x [kStep][x_stride] times `rows` packed rows.
-void multiply_columns(const Bf16* weights, std::int64_t rows, std::int64_t depths, const Bf16* x,
-                      std::int64_t x_stride, float* sums) {
-    for (std::int64_t first = 0; first < depths; first += kDepthsTogether) {
-        const auto some = std::min(kDepthsTogether, depths - first);
-        for (std::int64_t row = 0; row < rows; row += kStep) {
-            const Bf16* tiles = weights + (row / kTile * depths + first) * kTileElements;
-            const Bf16* other = tiles + depths * kTileElements;
-            const auto step = first == 0 ? multiply_step<Sums::zero> : multiply_step<Sums::stored>;
-            step(tiles, other, some, x + first * kDepth, x_stride, sums + row, kRowsTogether);
-        }
-    }
-}
-
 void multiply(const Bf16* weights, std::int64_t rows, std::int64_t depth, const Bf16* x,
               std::int64_t x_stride, std::int64_t columns, float* out, std::int64_t out_stride) {
     const auto padded = padded_to(depth, kDepth);
-    alignas(64) float sums[kStep * kRowsTogether];
+    const auto depths = padded / kDepth;
+    alignas(64) float edge[kStep * kStep];
     thread_local PackedScratch scratch;
     Unit::begin();
     for (std::int64_t column = 0; column < columns; column += kStep) {
@@ -208,11 +189,19 @@ void multiply(const Bf16* weights, std::int64_t rows, std::int64_t depth, const 
             block = copy;
             stride = padded;
         }
-        for (std::int64_t row = 0; row < rows; row += kRowsTogether) {
-            const auto wide = std::min(kRowsTogether, rows - row);
-            multiply_columns(weights + row * padded, wide, padded / kDepth, block, stride, sums);
+        for (std::int64_t row = 0; row < rows; row += kStep) {
+            const Bf16* tiles = weights + row * padded;
+            float* to = out + column * out_stride + row;
+            const auto wide = std::min(kStep, rows - row);
+            if (some == kStep && wide == kStep) {
+                multiply_step<Sums::zero>(tiles, tiles + depths * kTileElements, depths, block,
+                                          stride, to, out_stride);
+                continue;
+            }
+            multiply_step<Sums::zero>(tiles, tiles + depths * kTileElements, depths, block, stride,
+                                      edge, kStep);
             for (std::int64_t i = 0; i < some; ++i) {
-                std::copy_n(sums + i * kRowsTogether, wide, out + (column + i) * out_stride + row);
+                std::copy_n(edge + i * kStep, wide, to + i * out_stride);
             }
         }
     }

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <limits>
 #include <numeric>
+#include <set>
 
 namespace headkv {
 namespace {
@@ -61,6 +62,20 @@ std::vector<Choice> choices(std::span<const std::int64_t> rows, const RowLayout&
     return best;
 }
 
+// Nothing needs to be moved.
+bool fits_already(const Plan& plan, const RowLayout& layout) {
+    for (std::int64_t layer = 0; layer < plan.layers; ++layer) {
+        std::set<std::int64_t> capacities;
+        for (std::int64_t head = 0; head < plan.heads; ++head) {
+            const auto rows = plan.at(layer, head);
+            if (rows == 0 || rows % layout.multiple != 0) return false;
+            capacities.insert(rows);
+        }
+        if (static_cast<std::int64_t>(capacities.size()) > layout.groups) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
 Result<RowLayout> parse_row_layout(std::string_view text) {
@@ -89,6 +104,7 @@ Plan fit_to_layout(const Plan& plan, const RowLayout& layout, std::int64_t limit
     if (layout.groups < 1 || layout.groups > 2 || layout.multiple > limit || total < heads) {
         return plan;
     }
+    if (fits_already(plan, layout)) return plan;
     const auto wanted = *std::max_element(plan.rows.begin(), plan.rows.end());
     const std::int64_t most =
         std::min({limit / layout.multiple, (wanted + layout.multiple - 1) / layout.multiple + 1,

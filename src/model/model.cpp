@@ -145,7 +145,6 @@ private:
                                  found->ne[3], shape[0], shape[1]));
             return nullptr;
         }
-        model_.info.weight_bytes += static_cast<std::int64_t>(ggml_nbytes(found));
         return found;
     }
 
@@ -284,6 +283,42 @@ Result<ggml_backend_dev_t> find_device(const std::string& name) {
     return bad_input("--device {}: unknown (auto, cpu, cuda)", name);
 }
 
+std::string name_of(ggml_backend_dev_t device) {
+    std::string name = ggml_backend_dev_name(device);
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+    return name;
+}
+
+// All that a header says.
+ModelInfo info_of(const GgufFile& file, const Hyper& hyper, const std::filesystem::path& path) {
+    ModelInfo info;
+    info.path = path.string();
+    info.name = file.text("general.name").value_or(path.stem().string());
+    info.architecture = hyper.traits->name;
+    info.shape = hyper.shape;
+    info.embedding = hyper.embedding;
+    info.head_dim_k = hyper.head_dim_k;
+    info.head_dim_v = hyper.head_dim_v;
+    info.feed_forward = hyper.feed_forward;
+    info.vocabulary = hyper.vocabulary;
+    info.context = hyper.context;
+    info.row_bytes = (hyper.head_dim_k + hyper.head_dim_v) * 2;
+    info.fingerprint = fingerprint(file, hyper);
+    const bool tied = file.tensor("output.weight") == nullptr;
+    for (std::int64_t i = 0; i < gguf_get_n_tensors(file.meta()); ++i) {
+        const std::string_view name = gguf_get_tensor_name(file.meta(), i);
+        const auto* tensor = file.tensor(std::string(name));
+        if (tensor == nullptr) continue;
+        const auto bytes = static_cast<std::int64_t>(ggml_nbytes(tensor));
+        info.weight_bytes += bytes;
+        if (name == "token_embd.weight" && !tied) continue;
+        info.step_bytes += bytes;
+        if (tensor->ne[1] > 1) info.step_weights += ggml_nelements(tensor);
+    }
+    return info;
+}
+
 Result<std::shared_ptr<const Model>> load_checked(
     const std::filesystem::path& path, const LoadOptions& options,
     std::unique_ptr<Model::Impl> model,
@@ -312,24 +347,11 @@ Result<std::shared_ptr<const Model>> load_checked(
     model->tokenizer = std::make_unique<Tokenizer>(std::move(*tokenizer));
 
     auto& info = model->info;
-    info.path = path.string();
-    info.name = model->file->text("general.name").value_or(path.stem().string());
-    info.architecture = hyper->traits->name;
-    info.shape = hyper->shape;
-    info.embedding = hyper->embedding;
-    info.head_dim_k = hyper->head_dim_k;
-    info.head_dim_v = hyper->head_dim_v;
-    info.feed_forward = hyper->feed_forward;
-    info.vocabulary = hyper->vocabulary;
-    info.context = hyper->context;
-    info.row_bytes = (hyper->head_dim_k + hyper->head_dim_v) * 2;
-    info.device = ggml_backend_dev_name(model->device);
-    std::transform(info.device.begin(), info.device.end(), info.device.begin(),
-                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+    info = info_of(*model->file, *hyper, path);
+    info.device = name_of(model->device);
     info.threads = options.threads > 0
                        ? options.threads
                        : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-    info.fingerprint = fingerprint(*model->file, *hyper);
     if (auto loaded = load_weights(*model, options.extra_buffers); !loaded) {
         return tl::unexpected(loaded.error());
     }
@@ -343,6 +365,24 @@ Model::~Model() = default;
 
 const ModelInfo& Model::info() const { return impl_->info; }
 const Tokenizer& Model::tokenizer() const { return *impl_->tokenizer; }
+
+Result<ModelInfo> read_model_info(const std::filesystem::path& path) {
+    const auto file = GgufFile::open(path);
+    if (!file) return tl::unexpected(file.error());
+    const auto hyper = read_hyper(*file);
+    if (!hyper) return tl::unexpected(hyper.error());
+    return info_of(*file, *hyper, path);
+}
+
+Result<DeviceMemory> device_memory(const std::string& name) {
+    const auto device = find_device(name);
+    if (!device) return tl::unexpected(device.error());
+    std::size_t free = 0, total = 0;
+    ggml_backend_dev_memory(*device, &free, &total);
+    return DeviceMemory{name_of(*device),
+                        ggml_backend_dev_type(*device) == GGML_BACKEND_DEVICE_TYPE_GPU,
+                        static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
+}
 
 Result<std::shared_ptr<const Model>> Model::load(const std::filesystem::path& file,
                                                  const LoadOptions& options) {

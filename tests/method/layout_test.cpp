@@ -51,6 +51,17 @@ TEST(Layout, FitsEveryHeadIntoBlocksAndFewCapacities) {
     }
 }
 
+// The search takes the square of the rows; a plan that needs none must not wait for it.
+TEST(Layout, APlanThatFitsStaysAsItIs) {
+    Plan plan{64, 16, std::vector<std::int64_t>(64 * 16, 1 << 20)};
+    for (std::size_t i = 0; i < plan.rows.size(); i += 3) plan.rows[i] = 256;
+    EXPECT_EQ(fit_to_layout(plan, {256, 2}, 1 << 21).rows, plan.rows);
+    // A third capacity in one layer does not fit.
+    Plan three{1, 3, {64, 128, 256}};
+    EXPECT_EQ(fit_to_layout(three, {64, 0}, 4096).rows, three.rows);
+    EXPECT_NE(fit_to_layout(three, {64, 2}, 4096).rows, three.rows);
+}
+
 // All plans of two layers of three heads, in blocks of 10 rows, tried one by one.
 TEST(Layout, NoOtherPlanOfTheLayoutMissesFewerRows) {
     Random random(5);

@@ -1,0 +1,304 @@
+#include "engine/capacity.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <set>
+#include <tuple>
+
+#include "engine/device_engine.h"
+#include "method/layout.h"
+
+namespace headkv {
+
+namespace {
+
+constexpr std::int64_t kF32 = 4, kF16 = 2, kI32 = 4;
+constexpr double kMicro = 1e-6;
+
+double as_double(std::int64_t value) { return static_cast<double>(value); }
+
+// The method as a device makes it.
+Result<Method> method_on_device(const ModelInfo& model, MethodConfig config, std::int64_t prompt) {
+    if (config.layout == RowLayout()) config.layout = DeviceEngine::layout();
+    const auto bytes = row_bytes(config.store, model.head_dim_k, model.head_dim_v);
+    if (!bytes) return tl::unexpected(bytes.error());
+    return Method::create(config, model.shape, prompt, *bytes);
+}
+
+// Memory of the chunk that takes most, and of the observation and compaction behind a layer; ggml
+// reuses it, see WorkMemory.
+std::int64_t prefill_work_bytes(const ModelInfo& model, const DeviceLoad& load, std::int64_t chunk,
+                                std::span<const SequenceUse> uses) {
+    // The normed input, gate, up and their product, or the queries beside what they attend to.
+    const auto forward = model.embedding + 3 * model.feed_forward;
+    const auto attention =
+        model.shape.query_heads * (model.head_dim_k + model.head_dim_v) + model.embedding;
+    auto most = std::max(forward, attention) * std::min(chunk, load.prompt) * kF32;
+    for (const SequenceUse& use : uses) {
+        // Products of the last queries with all keys, and their transpose.
+        most = std::max(most, 2 * use.observed * model.shape.query_heads * load.prompt * kF32);
+        // The rows of a group's heads, gathered.
+        most =
+            std::max(most, use.largest_group * std::max(model.head_dim_k, model.head_dim_v) * kF32);
+    }
+    return most;
+}
+
+// What DevicePrefill allocates.
+std::int64_t prefill_bytes(const ModelInfo& model, const DeviceLoad& load,
+                           std::span<const SequenceUse> uses) {
+    const auto tokens = load.prompt;
+    const auto padded = whole_blocks(tokens);
+    const auto chunk = std::min(whole_blocks(load.chunk), padded);
+    const auto heads = model.shape.kv_heads;
+    const auto hidden = tokens * model.embedding * kF32;
+    const auto two_layers = 2 * padded * heads * (model.head_dim_k + model.head_dim_v) * kF16;
+    const auto mask = (padded + chunk) * chunk * kF16;
+    std::int64_t others = 2 * tokens * kI32 + 2 * heads * padded * kI32;  // ids, positions, chosen
+    std::set<std::int64_t> observed;
+    for (const SequenceUse& use : uses) observed.insert(use.observed);
+    for (const auto queries : observed) {
+        if (queries == 0) continue;
+        others += tokens * (queries + model.shape.query_heads) * kF32;
+    }
+    return hidden + two_layers + mask + others + prefill_work_bytes(model, load, chunk, uses);
+}
+
+// What the graph of a step over so many sequences allocates.
+std::int64_t step_bytes(const ModelInfo& model, std::int64_t sequences) {
+    const auto widest = std::max(3 * model.feed_forward, model.vocabulary);
+    return sequences * (2 * model.embedding + widest) * kF32;
+}
+
+// The largest value in [low, high] that fits; low - 1 if none does.
+std::int64_t largest(std::int64_t low, std::int64_t high,
+                     const std::function<bool(std::int64_t)>& fits) {
+    --low;
+    while (low < high) {
+        const auto middle = high - (high - low) / 2;
+        if (fits(middle)) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+std::string gib(std::int64_t bytes) {
+    constexpr double kGib = 1 << 30, kMib = 1 << 20;
+    const auto value = as_double(bytes);
+    return value < kGib ? fmt::format("{:.1f} MiB", value / kMib)
+                        : fmt::format("{:.1f} GiB", value / kGib);
+}
+
+std::string names_of(const DeviceLoad& load) {
+    std::string names;
+    for (const auto& config : load.methods) names += (names.empty() ? "" : ", ") + config.method;
+    return names;
+}
+
+bool fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available) {
+    const auto use = memory_use(model, load);
+    return use && use->total() <= available;
+}
+
+bool in_rows(const MethodConfig& config) {
+    return config.method != "full" && config.budget.unit == Budget::Unit::rows;
+}
+
+// The most rows a head, in whole blocks, that every method of the load can have; 0: none. Plans of
+// many rows take long to make: few are tried, around where bytes in proportion to rows would end.
+std::int64_t most_rows(const ModelInfo& model, const DeviceLoad& load, std::int64_t available) {
+    double asked = 0;
+    for (const auto& config : load.methods) {
+        if (in_rows(config)) asked = std::max(asked, config.budget.value);
+    }
+    const auto use = memory_use(model, load);
+    const auto room = available - (use->total() - use->caches);
+    if (asked == 0 || room <= 0) return 0;
+    const auto fit = [&](std::int64_t rows) {
+        DeviceLoad other = load;
+        for (auto& config : other.methods) {
+            if (in_rows(config)) config.budget.value = std::min(asked, as_double(rows));
+        }
+        return rows > 0 && fits(model, other, available);
+    };
+    const auto share = std::min(1.0, as_double(room) / as_double(use->caches));
+    auto rows = static_cast<std::int64_t>(asked * share) / kRowBlock * kRowBlock;
+    constexpr int tries = 8;
+    for (int i = 0; i < tries && rows > 0 && !fit(rows); ++i) rows -= kRowBlock;
+    for (int i = 0; i < tries && as_double(rows + kRowBlock) < asked; ++i) {
+        if (!fit(rows + kRowBlock)) break;
+        rows += kRowBlock;
+    }
+    return fit(rows) ? rows : 0;
+}
+
+// The end of a refusal: the most sequences that fit, else the most rows, else the longest prompt.
+std::string what_fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available,
+                      std::span<const SequenceUse> uses) {
+    DeviceLoad other = load;
+    const auto sequences = largest(1, load.sequences - 1, [&](std::int64_t count) {
+        other.sequences = count;
+        return memory_use(model, other, uses).total() <= available;
+    });
+    if (sequences > 0) return fmt::format("{} at a time fit (--slots {})", sequences, sequences);
+    other.sequences = 1;
+    const auto rows = most_rows(model, other, available);
+    if (rows > 0) return fmt::format("--rows {} fits", rows);
+    const auto prompt = largest(1, load.prompt - 1, [&](std::int64_t count) {
+        other.prompt = count;
+        return fits(model, other, available);
+    });
+    if (prompt > 0) return fmt::format("a prompt of {} tokens fits", prompt);
+    return "not even a prompt of one token fits; take a smaller model, or one with fewer bits a "
+           "weight";
+}
+
+Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoad& load) {
+    std::vector<SequenceUse> uses;
+    for (const auto& config : load.methods) {
+        auto use = sequence_use(model, config, load.prompt, load.new_tokens);
+        if (!use) return tl::unexpected(use.error());
+        uses.push_back(*use);
+    }
+    return uses;
+}
+
+}  // namespace
+
+Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
+                                 std::int64_t prompt, std::int64_t new_tokens) {
+    const auto method = method_on_device(model, config, prompt);
+    if (!method) return tl::unexpected(method.error());
+    const bool grows = method->recipe().allocate == AllocateStep::all;
+    const auto reserve = std::max<std::int64_t>(1, grows ? new_tokens : config.options.reserve);
+    const auto bytes = *row_bytes(config.store, model.head_dim_k, model.head_dim_v);
+    const auto& plan = method->plan();
+    SequenceUse use;
+    use.row_bytes = bytes;
+    use.reserve = reserve;
+    use.rows = plan.total();
+    use.rows_mean = as_double(use.rows) / as_double(plan.layers * plan.heads);
+    use.plan_bytes = use.rows * bytes;
+    use.observed = method->observe();
+    use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
+                    model.head_dim_k * kF16;
+    use.shared = method->recipe().allocate != AllocateStep::adaptive;
+    std::set<std::tuple<std::int64_t, std::int64_t>> classes;  // heads and rows: they share a mask
+    for (std::int64_t layer = 0; layer < plan.layers; ++layer) {
+        const auto rows = std::span(plan.rows).subspan(static_cast<std::size_t>(layer * plan.heads),
+                                                       static_cast<std::size_t>(plan.heads));
+        for (const auto& group : group_heads(rows, method->config().layout)) {
+            const auto heads = static_cast<std::int64_t>(group.heads.size());
+            const auto capacity = whole_blocks(group.rows + reserve);
+            use.allocated_bytes += heads * capacity * bytes;
+            use.largest_group = std::max(use.largest_group, heads * group.rows);
+            if (config.store != StoreTypes()) {
+                use.converted_bytes =
+                    std::max(use.converted_bytes,
+                             heads * capacity * (model.head_dim_k + model.head_dim_v) * kF16);
+            }
+            if (!group.even || classes.insert({heads, group.rows}).second) {
+                use.mask_bytes += heads * capacity * kF16;
+            }
+            ++use.groups;
+        }
+    }
+    // The heads of a layer will differ, whatever the budget looks like.
+    if (!use.shared && !method->runs_as_full())
+        use.groups = std::min<std::int64_t>(2, plan.heads) * plan.layers;
+    return use;
+}
+
+MemoryUse memory_use(const ModelInfo& model, const DeviceLoad& load,
+                     std::span<const SequenceUse> uses) {
+    MemoryUse result;
+    result.weights = model.weight_bytes;
+    std::int64_t converted = 0;
+    for (const SequenceUse& use : uses) {
+        result.caches += load.sequences * use.bytes();
+        converted = std::max(converted, load.sequences * use.converted_bytes);
+    }
+    result.prefill = prefill_bytes(model, load, uses);
+    result.step = load.graphs * step_bytes(model, load.sequences) + converted;
+    return result;
+}
+
+Result<MemoryUse> memory_use(const ModelInfo& model, const DeviceLoad& load) {
+    const auto uses = uses_of(model, load);
+    if (!uses) return tl::unexpected(uses.error());
+    return memory_use(model, load, *uses);
+}
+
+std::int64_t most_sequences(const ModelInfo& model, const DeviceLoad& load, const SequenceUse& use,
+                            std::int64_t available) {
+    DeviceLoad other = load;
+    other.sequences = 0;
+    const auto free = available - memory_use(model, other, {&use, 1}).total();
+    if (free < 0) return -1;
+    other.sequences = 1;
+    const auto each = memory_use(model, other, {&use, 1}).total() + free - available;
+    return free / each;
+}
+
+StepCost step_cost(const ModelInfo& model, const SequenceUse& use, std::int64_t sequences,
+                   std::int64_t new_tokens, const DeviceRates& rates) {
+    const bool alone = sequences == 1;
+    const auto heads = model.shape.layers * model.shape.kv_heads;
+    const auto gained = std::min(new_tokens, use.reserve);
+    const auto rows = as_double(sequences * (use.rows + gained * heads));
+    const auto f16 = as_double(model.row_bytes);
+    double bytes = rows * as_double(use.row_bytes);
+    // Read, written as f16 and read again.
+    if (use.converted_bytes > 0 && !alone) bytes += 2 * rows * f16;
+    // Caches of their own are computed one after the other.
+    const auto calls = as_double(use.groups * (use.shared ? 1 : sequences));
+    const auto layers = as_double(model.shape.layers);
+    StepCost cost;
+    cost.weights = as_double(model.step_bytes) /
+                   (rates.bandwidth * (alone ? rates.weights_alone : rates.weights_together));
+    cost.rows = bytes / (rates.bandwidth * (alone ? rates.rows_alone : rates.rows_together));
+    // The arithmetic of a single column hides behind the reading.
+    if (!alone) {
+        cost.products = 2 * as_double(model.step_weights * sequences) / rates.product_flops;
+    }
+    cost.launches = (layers * rates.layer_us + (calls - layers) * rates.group_us) * kMicro;
+    return cost;
+}
+
+double prefill_seconds(const ModelInfo& model, std::int64_t prompt, const DeviceRates& rates) {
+    // Logits are computed of the last token alone.
+    const auto weights = as_double(
+        std::max<std::int64_t>(0, model.step_weights - model.embedding * model.vocabulary));
+    const auto tokens = as_double(prompt);
+    // A token attends to half of them on the mean.
+    const auto attention = as_double(model.shape.layers * model.shape.query_heads *
+                                     (model.head_dim_k + model.head_dim_v)) *
+                           tokens * tokens;
+    return 2 * weights * tokens / rates.product_flops + attention / rates.attention_flops;
+}
+
+Result<void> check_fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available,
+                        const std::string& device) {
+    const auto uses = uses_of(model, load);
+    if (!uses) return {};
+    const auto use = memory_use(model, load, *uses);
+    if (use.total() <= available) return {};
+    if (model.weight_bytes > available || load.methods.empty()) {
+        return bad_input(
+            "not enough memory on {}: the weights take {} and {} are free; take a smaller model, "
+            "or one with fewer bits a weight",
+            device, gib(use.weights), gib(std::max<std::int64_t>(0, available)));
+    }
+    return bad_input(
+        "not enough memory on {}: {} are needed (weights {}, caches of {} x {} tokens ({}) {}, "
+        "reading {}, a step {}) and {} are free; {}",
+        device, gib(use.total()), gib(use.weights), load.sequences, load.prompt, names_of(load),
+        gib(use.caches), gib(use.prefill), gib(use.step), gib(available),
+        what_fits(model, load, available, *uses));
+}
+
+}  // namespace headkv

@@ -1,0 +1,100 @@
+// What a model, its caches and the reading of a prompt take of a device's memory, and what a decode
+// step over them costs: estimates from sizes alone, before anything is loaded. They follow
+// DeviceCache, DevicePrefill and DeviceEngine; docs/capacity.md compares them with measurements.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "headkv/error.h"
+#include "headkv/method.h"
+#include "headkv/model.h"
+
+namespace headkv {
+
+// A device, and what ggml's operations reach on it: an H100 80 GB with Q8_0 weights. The shares and
+// times are fitted to the measurements of docs/performance.md.
+struct DeviceRates {
+    double bandwidth = 3350e9;        // bytes a second, as its data sheet has it
+    double weights_alone = 0.73;      // share that products with a single column reach
+    double weights_together = 0.38;   // with several
+    double rows_alone = 0.6;          // attention over the rows of one sequence
+    double rows_together = 0.8;       // of several
+    double product_flops = 180e12;    // a second, of products with many columns
+    double attention_flops = 205e12;  // of a prefill's attention
+    double layer_us = 41;             // launches of a layer in a step, one group of heads
+    double group_us = 16;  // more for a second group: gathers, and an attention of its own
+    std::int64_t context_bytes = 1130 << 20;  // CUDA context, kernels, what ggml takes for itself
+};
+
+// What ggml and cuBLAS take of a GPU's memory beside the buffers that are counted here.
+constexpr std::int64_t kPoolBytes = 512 << 20;
+
+// Work that a device is asked for: a prompt is read once, for a cache of each method, and the
+// caches hold that of `sequences` prompts.
+struct DeviceLoad {
+    std::vector<MethodConfig> methods;
+    std::int64_t prompt = 0;  // tokens, at least 1
+    std::int64_t sequences = 1;
+    std::int64_t new_tokens = 256;  // of an answer: the full cache reserves as many rows
+    std::int64_t chunk = 2048;      // prompt tokens computed at once
+    std::int64_t graphs = 1;        // steps for different numbers of sequences that are kept ready
+};
+
+// One sequence in a cache of a method.
+struct SequenceUse {
+    double rows_mean = 0;              // a head, of the prompt
+    std::int64_t rows = 0;             // of all heads
+    std::int64_t plan_bytes = 0;       // of these rows: `kv.bytes`
+    std::int64_t row_bytes = 0;        // of a row of one head, as stored
+    std::int64_t allocated_bytes = 0;  // with the reserve, in the layout's blocks
+    std::int64_t mask_bytes = 0;
+    std::int64_t log_bytes = 0;        // of the queries that cut a long answer back
+    std::int64_t reserve = 0;          // rows that a head may gain while decoding
+    std::int64_t groups = 0;           // of heads, over all layers
+    std::int64_t largest_group = 0;    // rows of the prompt in one group
+    std::int64_t converted_bytes = 0;  // quantised rows: their f16 copies in a step, one group
+    std::int64_t observed = 0;         // last queries of the prompt that score
+    bool shared = true;                // its cache is one with other sequences of the same plan
+    std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }
+};
+// Errors (bad_input): those of Method::create. For methods whose plan follows the prompt (ada-kv)
+// the bytes are those of the budget; where that is below a block a head, the least there can be.
+Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
+                                 std::int64_t prompt, std::int64_t new_tokens);
+
+// Bytes at the worst moment: a prompt is being read while all sequences are held.
+struct MemoryUse {
+    std::int64_t weights = 0, caches = 0, prefill = 0, step = 0;
+    std::int64_t total() const { return weights + caches + prefill + step; }
+};
+// `uses`: sequence_use() of each of load.methods.
+MemoryUse memory_use(const ModelInfo& model, const DeviceLoad& load,
+                     std::span<const SequenceUse> uses);
+Result<MemoryUse> memory_use(const ModelInfo& model, const DeviceLoad& load);
+
+// The most sequences of one method that fit into `available` bytes; load.sequences is not looked
+// at. -1: not even the model and the reading of one prompt.
+std::int64_t most_sequences(const ModelInfo& model, const DeviceLoad& load, const SequenceUse& use,
+                            std::int64_t available);
+
+// One token of each of `sequences`, which have `new_tokens` tokens beyond the prompt: their heads
+// hold the rows of these up to the reserve.
+struct StepCost {
+    double weights = 0, rows = 0, products = 0, launches = 0;  // seconds
+    double seconds() const { return weights + rows + products + launches; }
+};
+StepCost step_cost(const ModelInfo& model, const SequenceUse& use, std::int64_t sequences,
+                   std::int64_t new_tokens, const DeviceRates& rates);
+// Reading a prompt, whatever the method.
+double prefill_seconds(const ModelInfo& model, std::int64_t prompt, const DeviceRates& rates);
+
+// Error (bad_input) where the load does not fit into `available` bytes of `device`: one line with
+// what is needed, and the largest that fits: sequences, else rows, else tokens of the prompt.
+// Errors of the methods themselves are left to those who make them.
+Result<void> check_fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available,
+                        const std::string& device);
+
+}  // namespace headkv
