@@ -25,9 +25,10 @@ struct BenchArguments {
     BenchSettings settings;
     std::vector<std::int64_t> depths = {0, 512, 4096}, slots = {1};
     std::vector<std::string> methods = {"full", "headkv-r2"};
-    std::string json, csv, html;
-    std::string peer;    // llama-bench
-    bool probe = false;  // measure the machine, too
+    std::string json, csv, html, svg;
+    std::optional<double> max_stall_ms;  // measure stalls, too
+    std::string peer;                    // llama-bench
+    bool probe = false;                  // measure the machine, too
 };
 
 Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
@@ -56,34 +57,41 @@ Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
     return cases;
 }
 
-Json case_json(const BenchReport& report, const BenchResult& result) {
+Json case_json(const BenchReport& report, std::size_t index) {
+    const BenchResult& result = report.results[index];
     const SequenceId slots = result.what.slots;
-    return {{"depth", result.what.depth},
-            {"method", result.what.method.method},
-            {"title", result.what.name},
-            {"slots", slots},
-            {"prompt_tokens", result.prompt_tokens},
-            {"rows_kept_mean", number(result.rows_kept_mean)},
-            {"prefill_tok_s", result.prefill_tok_s},
-            {"decode_tok_s", result.decode_tok_s},
-            {"prefill_ms", result.prefill_ms},
-            {"compress_ms", result.compress_ms},
-            {"decode_ms", result.decode_ms},
-            {"kv_bytes", result.kv_bytes},
-            {"kv_type_k", name_of(result.what.method.store.keys)},
-            {"kv_type_v", name_of(result.what.method.store.values)},
-            {"kv_bytes_full", result.kv_bytes_full},
-            {"kv_bytes_allocated", result.allocated_bytes},
-            {"prefill_scratch_bytes", result.scratch_bytes},
-            {"rss_peak_bytes", result.rss_peak_bytes},
-            {"device_peak_bytes", result.device_peak_bytes},
-            {"first_token_ms", first_token_ms(report, result)},
-            {"prefill_gflop_s", result.prefill_gflop_s},
-            {"decode_gb_s", result.decode_gb_s},
-            {"prefill_ratio", number(prefill_ratio(report, result))},
-            {"decode_ratio", number(decode_ratio(report, result))},
-            {"prefill_ms_all", result.prefill_ms_all},
-            {"decode_ms_all", result.decode_ms_all}};
+    Json json{{"depth", result.what.depth},
+              {"method", result.what.method.method},
+              {"title", result.what.name},
+              {"slots", slots},
+              {"prompt_tokens", result.prompt_tokens},
+              {"rows_kept_mean", number(result.rows_kept_mean)},
+              {"prefill_tok_s", result.prefill_tok_s},
+              {"decode_tok_s", result.decode_tok_s},
+              {"prefill_ms", result.prefill_ms},
+              {"compress_ms", result.compress_ms},
+              {"decode_ms", result.decode_ms},
+              {"kv_bytes", result.kv_bytes},
+              {"kv_type_k", name_of(result.what.method.store.keys)},
+              {"kv_type_v", name_of(result.what.method.store.values)},
+              {"kv_bytes_full", result.kv_bytes_full},
+              {"kv_bytes_allocated", result.allocated_bytes},
+              {"prefill_scratch_bytes", result.scratch_bytes},
+              {"rss_peak_bytes", result.rss_peak_bytes},
+              {"device_peak_bytes", result.device_peak_bytes},
+              {"first_token_ms", first_token_ms(report, result)},
+              {"prefill_gflop_s", result.prefill_gflop_s},
+              {"decode_gb_s", result.decode_gb_s},
+              {"prefill_ratio", number(prefill_ratio(report, result))},
+              {"decode_ratio", number(decode_ratio(report, result))},
+              {"prefill_ms_all", result.prefill_ms_all},
+              {"decode_ms_all", result.decode_ms_all}};
+    if (report.stalls.empty()) return json;
+    const StallResult& stall = report.stalls[index];
+    json["stall"] = {{"limit_ms", stall.limit_ms},       {"longest_ms", stall.longest_ms},
+                     {"step_ms", stall.step_ms},         {"read_ms", stall.read_ms},
+                     {"late_tokens", stall.late_tokens}, {"waits", stall.waits}};
+    return json;
 }
 
 Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
@@ -100,8 +108,8 @@ Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
                  {"seed", arguments.settings.seed},
                  {"weight_bytes", model.weight_bytes}};
     json["results"] = Json::array();
-    for (const auto& result : report.results) {
-        json["results"].push_back(case_json(report, result));
+    for (std::size_t i = 0; i < report.results.size(); ++i) {
+        json["results"].push_back(case_json(report, i));
     }
     if (report.machine) {
         json["machine"] = {{"read_gb_s", report.machine->read_gb_s},
@@ -127,7 +135,7 @@ Result<void> check_arguments(const BenchArguments& arguments) {
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
     }
-    for (const auto& file : {arguments.json, arguments.csv, arguments.html}) {
+    for (const auto& file : {arguments.json, arguments.csv, arguments.html, arguments.svg}) {
         if (auto writable = check_output(file); !writable) return writable;
     }
     return {};
@@ -152,6 +160,17 @@ Result<void> check_cases(const BenchArguments& arguments) {
         if (chunk != EngineOptions().chunk) load.chunk = chunk;
         const auto available = bytes_for_work(arguments.model, *memory);
         if (auto fits = check_fits(*info, load, available, memory->device); !fits) return fits;
+    }
+    return {};
+}
+
+Result<void> measure_stalls(Engine& engine, const BenchArguments& arguments, BenchReport& report) {
+    if (!arguments.max_stall_ms) return {};
+    for (const BenchResult& result : report.results) {
+        const auto stall =
+            measure_stall(engine, result.what, arguments.settings.seed, *arguments.max_stall_ms);
+        if (!stall) return tl::unexpected(stall.error());
+        report.stalls.push_back(*stall);
     }
     return {};
 }
@@ -192,6 +211,7 @@ Result<void> bench(const BenchArguments& arguments) {
     if (!results) return tl::unexpected(results.error());
     report.results = std::move(*results);
     if (peer) report.peer = peer->speeds();
+    if (auto measured = measure_stalls(**engine, arguments, report); !measured) return measured;
     if (arguments.json != "-") {
         if (auto printed = print(bench_table(report)); !printed) return printed;
     }
@@ -200,6 +220,9 @@ Result<void> bench(const BenchArguments& arguments) {
     }
     if (!arguments.html.empty()) {
         if (auto done = write_output(arguments.html, bench_page(report)); !done) return done;
+    }
+    if (!arguments.svg.empty()) {
+        if (auto done = write_output(arguments.svg, bench_svg(report)); !done) return done;
     }
     if (arguments.json.empty()) return {};
     return write_output(arguments.json, dump(bench_json(arguments, (*model)->info(), report)));
@@ -237,6 +260,14 @@ void register_bench(CLI::App& app, Status& status) {
     command->add_option("--csv", arguments->csv, "figures as CSV")->type_name("FILE");
     command->add_option("--html", arguments->html, "a page with charts of speed against depth")
         ->type_name("FILE");
+    command->add_option("--svg", arguments->svg, "the chart of decoding alone, as a picture")
+        ->type_name("FILE");
+    command
+        ->add_option("--max-stall-ms", arguments->max_stall_ms,
+                     "measure how long answers stand still while one more prompt is read, if they "
+                     "may for so long")
+        ->type_name("MS")
+        ->check(CLI::Range(0.001, 1e6));
     command
         ->add_option("--vs", arguments->peer,
                      "llama.cpp's llama-bench: measured in the same run, ratios printed")

@@ -75,7 +75,8 @@ double round_step(double most, double parts) {
     return 10 * power;
 }
 
-std::string line_chart(const std::vector<Line>& lines, std::string_view label) {
+// What lies inside the picture; well-formed as XML, for it may stand alone.
+std::string chart_body(const std::vector<Line>& lines) {
     double most = 0, deepest = 1;
     for (const Line& line : lines) {
         for (const auto& [depth, speed] : line.points) {
@@ -86,17 +87,16 @@ std::string line_chart(const std::vector<Line>& lines, std::string_view label) {
     const double step = round_step(most, 4), top = step * std::ceil(most / step);
     const auto x = [&](double depth) { return kLeft + (kWidth - kLeft - 8) * depth / deepest; };
     const auto y = [&](double speed) { return 8 + (kHeight - kBottom - 8) * (1 - speed / top); };
-    std::string svg = fmt::format("<svg viewBox='0 0 {:.0f} {:.0f}' role=img aria-label='{}'>",
-                                  kWidth, kHeight, escape_html(label));
+    std::string svg;
     for (double value = 0; value <= top * 1.001; value += step) {
         svg += fmt::format(
-            "<path class=axis d='M{:.0f} {:.1f}H{:.0f}' /><text x={:.0f} y={:.1f} "
-            "text-anchor=end>{:g}</text>",
+            "<path class='axis' d='M{:.0f} {:.1f}H{:.0f}' /><text x='{:.0f}' y='{:.1f}' "
+            "text-anchor='end'>{:g}</text>",
             kLeft, y(value), kWidth - 8, kLeft - 8, y(value) + 4, value);
     }
     const double mark = round_step(deepest, 5);
     for (double depth = 0; depth <= deepest * 1.001; depth += mark) {
-        svg += fmt::format("<text x={:.1f} y={:.0f} text-anchor=middle>{:g}</text>", x(depth),
+        svg += fmt::format("<text x='{:.1f}' y='{:.0f}' text-anchor='middle'>{:g}</text>", x(depth),
                            kHeight - 8, depth);
     }
     for (std::size_t i = 0; i < lines.size(); ++i) {
@@ -104,13 +104,19 @@ std::string line_chart(const std::vector<Line>& lines, std::string_view label) {
         for (const auto& [depth, speed] : lines[i].points) {
             points += fmt::format("{:.1f},{:.1f} ", x(depth), y(speed));
             dots += fmt::format(
-                "<circle cx={:.1f} cy={:.1f} r=4 class='f{}'><title>{}: {:.1f} tok/s at {:g}"
+                "<circle cx='{:.1f}' cy='{:.1f}' r='4' class='f{}'><title>{}: {:.1f} tok/s at {:g}"
                 "</title></circle>",
                 x(depth), y(speed), i % 6, escape_html(lines[i].name), speed, depth);
         }
         svg += fmt::format("<polyline class='l{}' points='{}' />{}", i % 6, points, dots);
     }
-    svg += "</svg><div class=legend>";
+    return svg;
+}
+
+std::string line_chart(const std::vector<Line>& lines, std::string_view label) {
+    std::string svg = fmt::format("<svg viewBox='0 0 {:.0f} {:.0f}' role='img' aria-label='{}'>",
+                                  kWidth, kHeight, escape_html(label));
+    svg += chart_body(lines) + "</svg><div class=legend>";
     for (std::size_t i = 0; i < lines.size(); ++i) {
         svg += fmt::format("<span><i class='b{}'></i>{}</span>", i % 6, escape_html(lines[i].name));
     }
@@ -146,10 +152,16 @@ std::vector<Line> lines_of(const BenchReport& report,
     return lines;
 }
 
-std::string chart_styles() {
-    // Told apart by lightness as well as by hue; the first two are ours most of the time.
-    constexpr std::string_view colours[] = {"rgb(var(--a))", "rgb(var(--b))", "#7a8a3a",
-                                            "#8a5ab0",       "#b03a5a",       "#6d6a64"};
+std::vector<Line> decode_lines(const BenchReport& report) {
+    return lines_of(
+        report, [](const BenchResult& r) { return r.decode_tok_s; },
+        [](const PeerSpeed& peer) { return peer.decode; });
+}
+
+// `first` and `second` are ours most of the time.
+std::string line_styles(std::string_view first, std::string_view second) {
+    // Told apart by lightness as well as by hue.
+    const std::string_view colours[] = {first, second, "#7a8a3a", "#8a5ab0", "#b03a5a", "#6d6a64"};
     std::string css;
     for (std::size_t i = 0; i < std::size(colours); ++i) {
         css += fmt::format(
@@ -157,7 +169,11 @@ std::string chart_styles() {
             "}",
             i, colours[i]);
     }
-    return css +
+    return css;
+}
+
+std::string chart_styles() {
+    return line_styles("rgb(var(--a))", "rgb(var(--b))") +
            "header{margin-bottom:20px}table{border-collapse:collapse;width:100%;font-size:13px;"
            "margin-top:12px;"
            "font-variant-numeric:tabular-nums}th,td{text-align:right;padding:4px 8px;"
@@ -188,6 +204,7 @@ std::string bench_table(const BenchReport& report) {
          "decode tok/s", "+-", "type", "KV cache", "peak RSS"}};
     if (vs) rows[0].insert(rows[0].end(), {"prefill vs", "decode vs"});
     if (report.machine) rows[0].insert(rows[0].end(), {"GFLOP/s", "GB/s"});
+    if (!report.stalls.empty()) rows[0].insert(rows[0].end(), {"longest stall", "step", "read"});
     for (const BenchResult& result : report.results) {
         std::vector<std::string> row = {result.what.name,
                                         fmt::format("{}", result.what.depth),
@@ -211,6 +228,12 @@ std::string bench_table(const BenchReport& report) {
             row.push_back(fmt::format("{:.1f} ({:.0f}%)", result.decode_gb_s,
                                       share(result.decode_gb_s, report.machine->read_gb_s)));
         }
+        if (!report.stalls.empty()) {
+            const auto& stall = report.stalls[rows.size() - 1];
+            row.push_back(human_ms(stall.longest_ms));
+            row.push_back(human_ms(stall.step_ms));
+            row.push_back(human_ms(stall.read_ms));
+        }
         rows.push_back(std::move(row));
     }
     std::string text = render_table(rows, false);
@@ -218,6 +241,11 @@ std::string bench_table(const BenchReport& report) {
         fmt::format("medians of {}, {} threads, precision {}; +-: (largest - smallest) / median\n",
                     report.settings.repeats, report.threads, report.precision);
     if (vs) text += "vs: tokens a second over llama.cpp's, full cache, in this same run\n";
+    if (!report.stalls.empty()) {
+        text += fmt::format(
+            "longest stall: of running answers while one more prompt is read, {:g} ms asked\n",
+            report.stalls[0].limit_ms);
+    }
     if (report.machine) text += machine_line(report) + "\n";
     return text;
 }
@@ -226,17 +254,21 @@ std::string bench_csv(const BenchReport& report) {
     std::string text =
         "depth,method,slots,rows_kept_mean,prefill_tok_s,decode_tok_s,first_token_ms,compress_ms,"
         "kv_bytes,kv_bytes_full,rss_peak_bytes,prefill_gflop_s,decode_gb_s,prefill_ratio,"
-        "decode_ratio,kv_type_k,kv_type_v\n";
-    for (const BenchResult& r : report.results) {
-        text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.what.depth,
-                            r.what.name, r.what.slots, r.rows_kept_mean, r.prefill_tok_s,
-                            r.decode_tok_s, first_token_ms(report, r), r.compress_ms, r.kv_bytes,
-                            r.kv_bytes_full, r.rss_peak_bytes, r.prefill_gflop_s, r.decode_gb_s,
-                            prefill_ratio(report, r), decode_ratio(report, r),
-                            name_of(r.what.method.store.keys), name_of(r.what.method.store.values));
+        "decode_ratio,kv_type_k,kv_type_v,stall_ms_longest,stall_ms_step\n";
+    for (std::size_t i = 0; i < report.results.size(); ++i) {
+        const BenchResult& r = report.results[i];
+        const auto stall = report.stalls.empty() ? std::string(",")
+                                                 : fmt::format("{},{}", report.stalls[i].longest_ms,
+                                                               report.stalls[i].step_ms);
+        text += fmt::format(
+            "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.what.depth, r.what.name,
+            r.what.slots, r.rows_kept_mean, r.prefill_tok_s, r.decode_tok_s,
+            first_token_ms(report, r), r.compress_ms, r.kv_bytes, r.kv_bytes_full, r.rss_peak_bytes,
+            r.prefill_gflop_s, r.decode_gb_s, prefill_ratio(report, r), decode_ratio(report, r),
+            name_of(r.what.method.store.keys), name_of(r.what.method.store.values), stall);
     }
     for (const auto& [key, speed] : report.peer) {
-        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,,,\n", key.first, key.second,
+        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,,,,,\n", key.first, key.second,
                             speed.prefill.empty() ? 0 : median(speed.prefill),
                             speed.decode.empty() ? 0 : median(speed.decode));
     }
@@ -262,10 +294,7 @@ std::string bench_page(const BenchReport& report) {
     }
     html +=
         "<section><h2>Decoding</h2><p>Tokens a second behind a prompt, all slots together.</p>" +
-        line_chart(lines_of(
-                       report, [](const BenchResult& r) { return r.decode_tok_s; },
-                       [](const PeerSpeed& peer) { return peer.decode; }),
-                   "decode tokens a second against depth") +
+        line_chart(decode_lines(report), "decode tokens a second against depth") +
         "</section><section><h2>Reading the prompt</h2><p>Prompt tokens a second.</p>" +
         line_chart(
             lines_of(
@@ -286,6 +315,30 @@ std::string bench_page(const BenchReport& report) {
             human_bytes(static_cast<double>(r.rss_peak_bytes)));
     }
     return html + "</table></div></section></main></body></html>\n";
+}
+
+std::string bench_svg(const BenchReport& report) {
+    const auto lines = decode_lines(report);
+    constexpr double kLegend = 28;
+    // No background of its own: readable on the light and on the dark one of a page.
+    std::string svg = fmt::format(
+        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {0:.0f} {1:.0f}' role='img' "
+        "aria-label='decode tokens a second against prompt tokens'><style>text{{font:13px "
+        "sans-serif;fill:#6d6a64}}.axis{{stroke:#6d6a6440;fill:none}}{2}@media "
+        "(prefers-color-scheme:dark){{text{{fill:#b5b1a8}}}}</style>",
+        kWidth, kHeight + kLegend, line_styles("#c2571a", "#1f6f8b"));
+    svg += chart_body(lines);
+    double x = kLeft;
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+        svg += fmt::format("<circle cx='{:.0f}' cy='{:.0f}' r='5' class='f{}' />", x, kHeight + 14,
+                           i % 6);
+        svg += fmt::format("<text x='{:.0f}' y='{:.0f}'>{}</text>", x + 12, kHeight + 18,
+                           escape_html(lines[i].name));
+        x += 40 + 8 * static_cast<double>(lines[i].name.size());
+    }
+    svg += fmt::format("<text x='{:.0f}' y='{:.0f}' text-anchor='end'>{}</text>", kWidth - 8,
+                       kHeight + 18, "decode tok/s after so many prompt tokens");
+    return svg + "</svg>\n";
 }
 
 }  // namespace headkv::cli

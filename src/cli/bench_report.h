@@ -10,6 +10,7 @@
 #include "bench/bench.h"
 #include "bench/machine.h"
 #include "bench/peer.h"
+#include "bench/stall.h"
 
 namespace headkv::cli {
 
@@ -20,6 +21,7 @@ struct BenchReport {
     BenchSettings settings;
     std::vector<BenchResult> results;
     std::optional<MachineSpeed> machine;
+    std::vector<StallResult> stalls;  // of every result; empty without --max-stall-ms
     // llama.cpp's figures by (depth, slots); empty without --vs.
     std::map<std::pair<std::int64_t, std::int64_t>, PeerSpeed> peer;
 };
@@ -33,5 +35,7 @@ double first_token_ms(const BenchReport& report, const BenchResult& result);
 std::string bench_table(const BenchReport& report);
 std::string bench_csv(const BenchReport& report);
 std::string bench_page(const BenchReport& report);
+// The decode chart of the page as a picture of its own.
+std::string bench_svg(const BenchReport& report);
 
 }  // namespace headkv::cli

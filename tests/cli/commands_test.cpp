@@ -1,3 +1,5 @@
+#include <regex>
+
 #include "cli/program.h"
 
 namespace headkv::test {
@@ -259,6 +261,59 @@ TEST_F(Commands, BenchWritesCsvAndAPage) {
     EXPECT_EQ(page.find("nan"), std::string::npos);
     EXPECT_EQ(page.find("http"), page.find("http-equiv"));  // nothing from elsewhere
     expect_refused(call({"bench", "-m", model(), "--vs", "/bin/true"}), "llama-bench");
+}
+
+TEST_F(Commands, BenchDrawsAPictureAndMeasuresStalls) {
+    const Ran ran = call({"bench",
+                          "-m",
+                          model(),
+                          "--depth",
+                          "0,90",
+                          "--methods",
+                          "full,snapkv",
+                          "--rows",
+                          "24",
+                          "-n",
+                          "2",
+                          "--repeat",
+                          "1",
+                          "--svg",
+                          path("bench.svg"),
+                          "--csv",
+                          path("bench.csv"),
+                          "--json",
+                          path("bench.json"),
+                          "--max-stall-ms",
+                          "0.5"});
+    expect_done(ran);
+    EXPECT_NE(ran.out.find("longest stall"), std::string::npos);
+    const std::string svg = read_file(folder / "bench.svg");
+    EXPECT_EQ(svg.rfind("<svg xmlns=", 0), 0U);
+    std::size_t lines = 0;
+    for (auto at = svg.find("<polyline"); at != std::string::npos;
+         at = svg.find("<polyline", at + 1)) {
+        ++lines;
+    }
+    EXPECT_EQ(lines, 2U);
+    // As XML wants it: quoted attributes. (A style has none, a tag no text.)
+    const std::string body = svg.substr(svg.find("</style>") + 8);
+    EXPECT_FALSE(std::regex_search(body.begin(), body.end(), std::regex("=[a-z0-9]")));
+    const Json results = Json::parse(read_file(folder / "bench.json"))["results"];
+    for (const auto& result : results) {
+        EXPECT_EQ(result["stall"]["limit_ms"], 0.5);
+        EXPECT_GT(result["stall"]["waits"], 0);
+        EXPECT_LE(result["stall"]["longest_ms"], result["stall"]["read_ms"]);
+    }
+    const std::string csv = read_file(folder / "bench.csv");
+    std::set<std::ptrdiff_t> commas;
+    std::istringstream rows(csv);
+    for (std::string row; std::getline(rows, row);) {
+        commas.insert(std::count(row.begin(), row.end(), ','));
+    }
+    EXPECT_EQ(commas.size(), 1U);
+    for (const char* bad : {"0", "-1", "soon"}) {
+        expect_refused(call({"bench", "-m", model(), "--max-stall-ms", bad}), "--max-stall-ms");
+    }
 }
 
 TEST_F(Commands, CompletionKnowsEveryFlag) {
