@@ -746,6 +746,7 @@ Result<void> DeviceEngine::keep_rows(const Sequence& from, DeviceCache& to, std:
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         for (const auto& group : to.layer(layer).groups) {
             std::vector<std::int32_t> counts;
+            counts.reserve(group.heads.size());
             for (const auto head : group.heads) {
                 counts.push_back(
                     static_cast<std::int32_t>(keep[size(layer * kv_heads + head)].size()));
