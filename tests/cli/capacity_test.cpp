@@ -117,7 +117,7 @@ TEST_F(CapacityPlan, NeedsNoWeights) {
 }
 
 TEST_F(CapacityPlan, RefusesBadInput) {
-    const auto refused = [&](Arguments more, const std::string& says) {
+    const auto refused = [&](const Arguments& more, const std::string& says) {
         SCOPED_TRACE(says);
         expect_refused(plan(more), says);
     };
