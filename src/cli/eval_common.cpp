@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "calibrate/haystack.h"
+#include "cli/commit.h"
 #include "cli/common.h"
 #include "cli/report_page.h"
 
@@ -153,25 +154,16 @@ nlohmann::json interval(const Estimate& estimate) {
 
 namespace {
 
-// The commit that was built, where the build says so.
-std::string commit() {
-#ifdef HEADKV_COMMIT
-    return HEADKV_COMMIT;
-#else
-    return "";
-#endif
-}
-
-std::string text_of(const nlohmann::json& json) {
-    // Answers of a model may hold broken UTF-8.
-    return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-}
-
 std::string signed_text(const Estimate& estimate) {
     return fmt::format("{:+.3f} ({:+.3f}..{:+.3f})", estimate.value, estimate.low, estimate.high);
 }
 
 }  // namespace
+
+std::string text_of(const nlohmann::json& json) {
+    // Answers of a model may hold broken UTF-8.
+    return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
 
 ReportHead report_head(std::string_view task, const ModelInfo& info,
                        std::span<const ConfigUnderTest> configs) {
@@ -235,11 +227,15 @@ Result<void> write_report(const std::string& folder, std::span<const Report> rep
 }
 
 Result<void> write_report_json(const std::string& file, std::span<const Report> reports) {
+    std::vector<nlohmann::json> results;
+    for (const Report& report : reports) results.push_back(report_json(report));
+    return write_results_json(file, results);
+}
+
+Result<void> write_results_json(const std::string& file, std::span<const nlohmann::json> results) {
     if (file.empty()) return {};
-    if (reports.size() == 1) return write_output(file, text_of(report_json(reports[0])));
-    nlohmann::json all = {{"format", "headkv-eval/1"}, {"tasks", nlohmann::json::array()}};
-    for (const Report& report : reports) all["tasks"].push_back(report_json(report));
-    return write_output(file, text_of(all));
+    if (results.size() == 1) return write_output(file, text_of(results[0]));
+    return write_output(file, text_of({{"format", "headkv-eval/1"}, {"tasks", results}}));
 }
 
 }  // namespace headkv::cli

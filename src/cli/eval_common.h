@@ -45,12 +45,20 @@ ReportHead report_head(std::string_view task, const ModelInfo& info,
 // The report as a table for a terminal.
 std::string report_text(const Report& report);
 // results.csv and report.html of one task or several; results.json where it is one of examples
-// (`eval niah` writes its own). Errors: those of write_output.
+// (tasks with more to say write their own). Errors: those of write_output.
 Result<void> write_report(const std::string& folder, std::span<const Report> reports,
                           bool json = true);
 // What --json asks for: results.json of one task, a list of several.
 Result<void> write_report_json(const std::string& file, std::span<const Report> reports);
+Result<void> write_results_json(const std::string& file, std::span<const nlohmann::json> results);
+// As results.json is written.
+std::string text_of(const nlohmann::json& json);
 
+// results.json, results.csv and report.html of the needle test; fills what results.json holds.
+Result<Report> write_niah(const std::string& folder, ReportHead head,
+                          std::span<const NiahProbe> probes, nlohmann::json& json);
+
+void register_eval_text(CLI::App& eval, Status& status);   // ppl, kld
 void register_eval_tasks(CLI::App& eval, Status& status);  // those of eval_tasks()
 void register_eval_merge(CLI::App& eval, Status& status);
 

@@ -35,7 +35,12 @@ std::set<std::string> tasks_of(std::span<const std::string> folders) {
     return names.empty() ? std::set<std::string>{""} : names;
 }
 
-Result<Report> merge_task(const MergeArguments& arguments, const std::string& task) {
+struct MergedTask {
+    Report report;
+    nlohmann::json results;  // of results.json
+};
+
+Result<MergedTask> merge_task(const MergeArguments& arguments, const std::string& task) {
     const auto out = task.empty() ? std::filesystem::path(arguments.out)
                                   : std::filesystem::path(arguments.out) / task;
     std::vector<std::filesystem::path> folders;
@@ -54,28 +59,39 @@ Result<Report> merge_task(const MergeArguments& arguments, const std::string& ta
     if (auto written = write_log(out / "answers.jsonl", *merged); !written) {
         return tl::unexpected(written.error());
     }
-    Report report = make_report(std::move(merged->head), merged->results);
-    if (auto written = write_report(out.string(), {&report, 1}); !written) {
+    MergedTask whole;
+    if (merged->head.task == "niah") {
+        auto report =
+            write_niah(out.string(), std::move(merged->head), merged->probes, whole.results);
+        if (!report) return tl::unexpected(report.error());
+        whole.report = std::move(*report);
+        return whole;
+    }
+    whole.report = make_report(std::move(merged->head), merged->results);
+    whole.results = report_json(whole.report);
+    if (auto written = write_report(out.string(), {&whole.report, 1}); !written) {
         return tl::unexpected(written.error());
     }
-    return report;
+    return whole;
 }
 
 Result<void> merge(const MergeArguments& arguments) {
     const auto tasks = tasks_of(arguments.folders);
     std::vector<Report> reports;
+    std::vector<nlohmann::json> results;
     for (const std::string& task : tasks) {
-        auto report = merge_task(arguments, task);
-        if (!report) return tl::unexpected(report.error());
+        auto whole = merge_task(arguments, task);
+        if (!whole) return tl::unexpected(whole.error());
         if (arguments.json != "-") {
-            if (auto shown = print(report_text(*report)); !shown) return shown;
+            if (auto shown = print(report_text(whole->report)); !shown) return shown;
         }
-        reports.push_back(std::move(*report));
+        reports.push_back(std::move(whole->report));
+        results.push_back(std::move(whole->results));
     }
     if (!tasks.contains("")) {
         if (auto written = write_report(arguments.out, reports); !written) return written;
     }
-    return write_report_json(arguments.json, reports);
+    return write_results_json(arguments.json, results);
 }
 
 }  // namespace

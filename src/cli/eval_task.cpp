@@ -169,6 +169,7 @@ std::string hashed_text(const TaskExample& example) {
     if (example.max_tokens) all += fmt::format("max_tokens {}\n", *example.max_tokens);
     if (example.first_line) all += fmt::format("first_line {}\n", *example.first_line);
     if (example.raw) all += "raw\n";
+    if (example.verbatim) all += "verbatim\n";
     return all;
 }
 
@@ -197,9 +198,7 @@ json identity_of(const TaskArguments& arguments, const Job& job, const ModelInfo
 // Runs what the log of the job does not hold yet, and writes its results.
 Result<Report> run_job(const TaskArguments& arguments, const Job& job, Engine& engine,
                        std::span<const ConfigUnderTest> configs, const std::string& label) {
-    for (const SkippedLine& line : job.data.skipped) {
-        note(fmt::format("{}, line {} is left out: {}", line.file, line.line, line.reason));
-    }
+    for (const std::string& sentence : sentences_of(job.data.skipped)) note(sentence);
     const ModelInfo& info = engine.model().info();
     const Shard shard = *parse_shard(arguments.shard);
     auto examples = select_examples(job.data.examples, arguments.selection);

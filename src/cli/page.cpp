@@ -7,7 +7,7 @@ namespace headkv::cli {
 namespace {
 
 constexpr std::string_view page_styles = R"(
-:root{--bg:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6d6a64;--faint:#9d988f;--line:#e6e2da;--a:217 94 22;--b:26 115 160}
+:root{color-scheme:light dark;--bg:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6d6a64;--faint:#9d988f;--line:#e6e2da;--a:217 94 22;--b:26 115 160}
 @media(prefers-color-scheme:dark){:root{--bg:#151515;--card:#1d1d1e;--ink:#ebe8e2;--soft:#a19d95;--faint:#7b776f;--line:#323130;--a:238 125 44;--b:92 178 222}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}

@@ -21,6 +21,7 @@ h3.part{margin-top:22px}
 .note{font-size:12.5px;margin-top:8px}
 .charts,.maps{display:grid;gap:18px 28px;margin-top:18px}
 .charts{grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr))}
+.charts.three{grid-template-columns:repeat(auto-fit,minmax(min(250px,100%),1fr))}
 .maps{grid-template-columns:repeat(auto-fit,minmax(min(230px,100%),1fr))}
 figure{margin:0;break-inside:avoid;min-width:0}
 figure svg{margin-top:8px}
@@ -43,7 +44,9 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;color:var(--soft)
 h1{font-size:21px}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc}
 body{font-size:12px}main{max-width:none;padding:0}section{border:0;padding:0 0 14px}
-.scroll{overflow:visible}table{font-size:10.5px}th,td{padding:3px 4px}
+.scroll{overflow:visible}table{font-size:9.5px}th,td{padding:3px}th small,td small{font-size:8px}
+th:first-child,td:first-child{white-space:normal;overflow-wrap:anywhere}
+.charts.three{grid-template-columns:repeat(3,1fr);gap:18px}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 )";
 
@@ -126,6 +129,9 @@ std::string figure_of(const std::string& title, const std::string& drawing,
                        escape_html(title), drawing, escape_html(caption));
 }
 
+// Of a task on plain text: what a row says is how far it is from the full cache.
+bool on_text(const Report& report) { return !report.rows.empty() && report.rows[0].text; }
+
 std::string curves(const Report& report, const std::vector<std::string>& methods) {
     const auto rows = rows_of(report, "");
     const auto scores = lines_of(rows, methods, [](const ReportRow& row) { return row.score; });
@@ -133,20 +139,31 @@ std::string curves(const Report& report, const std::vector<std::string>& methods
     const auto losses =
         lines_of(rows, methods, [](const ReportRow& row) { return row.dlog_probability; });
     const ReportHead& head = report.head;
+    const bool text = on_text(report);
     const std::string basis =
-        fmt::format("n = {}, {}; bars and band: 95 % intervals", rows[0]->n, short_protocol(head));
+        text ? fmt::format("n = {} predictions; bars and band: 95 % intervals", rows[0]->n)
+             : fmt::format("n = {}, {}; bars and band: 95 % intervals", rows[0]->n,
+                           short_protocol(head));
     const auto chart = [&](const char* kind, const std::string& label,
                            const std::vector<BudgetLine>& lines, std::optional<Estimate> full) {
         return budget_chart(
             {kind, fmt::format("{}: {} against rows kept", head.task, label), lines, full, true});
     };
-    return "<div class=charts>" +
-           figure_of(fmt::format("Score ({})", head.metric),
-                     chart("score", "score", scores, rows[0]->score), basis + ".") +
-           figure_of("Loss in log-probability",
-                     chart("loss", "loss in log-probability", losses, Estimate{}),
-                     "Of the right answer, nats a token, minus the full cache's; " + basis + ".") +
-           "</div>" + budget_legend(scores, true);
+    std::string html = text ? "<div class='charts three'>" : "<div class=charts>";
+    if (text) {
+        const auto divergences =
+            lines_of(rows, methods, [](const ReportRow& row) { return row.text->divergence; });
+        html += figure_of("Divergence from the full cache",
+                          chart("divergence", "divergence", divergences, Estimate{}),
+                          "KL divergence of the next token, nats; " + basis + ".");
+    }
+    html += figure_of(fmt::format("Score ({})", head.metric),
+                      chart("score", "score", scores, rows[0]->score), basis + ".");
+    html += figure_of("Loss in log-probability",
+                      chart("loss", "loss in log-probability", losses, Estimate{}),
+                      fmt::format("Of the {}, nats a token, minus the full cache's; {}.",
+                                  text ? "text" : "right answer", basis));
+    return html + "</div>" + budget_legend(scores, true);
 }
 
 std::string maps(const Report& report) {
@@ -202,6 +219,55 @@ std::string table(const Report& report, const std::vector<const ReportRow*>& row
             fmt::format("<td>{}</td></tr>", full ? "" : with_interval(row->dlog_probability, true));
     }
     return html + "</table></div>";
+}
+
+// A task on plain text; perplexity alone where nothing is compared with the full cache.
+std::string text_table(const Report& report) {
+    const std::string& baseline = report.head.baseline;
+    const bool compared = report.rows.size() > 1;
+    std::string html = "<div class=scroll><table><tr><th>method</th>";
+    if (!compared) {
+        const ReportRow& row = report.rows[0];
+        return html + fmt::format(
+                          "<th>predictions</th><th>perplexity <small>95 %</small></th></tr><tr "
+                          "class=full><td>{}</td><td>{}</td><td>{}</td></tr></table></div>",
+                          escape_html(row.method), row.n, with_interval(row.score, false));
+    }
+    html +=
+        "<th>rows</th><th>n</th><th>divergence <small>95 %</small></th><th>95 % below</th>"
+        "<th>same best <small>95 %</small></th><th>perplexity</th><th>KV <small>of "
+        "full</small></th>"
+        "<th>rows kept</th>";
+    if (!baseline.empty()) {
+        html +=
+            fmt::format("<th>minus {} <small>same best, 95 %</small></th>", escape_html(baseline));
+    }
+    html += "<th>log-prob. <small>minus full, 95 %</small></th></tr>";
+    const auto rows = rows_of(report, "");
+    const auto best = best_of(rows);
+    for (const ReportRow* row : rows) {
+        const bool full = row->method == "full" && row->rows == 0;
+        html +=
+            fmt::format("<tr{}><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
+                        full ? " class=full" : "", escape_html(row->method), rows_text(row->rows),
+                        row->n, full ? "" : with_interval(row->text->divergence, false),
+                        full ? "" : fmt::format("{:.3f}", row->text->divergence_95));
+        html += fmt::format(
+            "<td{}>{}</td><td>{:.3f}</td><td>{}<small>{:.1f}%</small></td><td>{:.1f}</td>",
+            best.contains(row) ? " class=best" : "", with_interval(row->score, false),
+            row->text->perplexity, human_bytes(row->kv_bytes),
+            100 * row->kv_bytes / row->kv_bytes_full, row->rows_kept);
+        if (!baseline.empty()) {
+            html += fmt::format("<td>{}</td>",
+                                row->dbaseline ? with_interval(*row->dbaseline, true) : "");
+        }
+        html +=
+            fmt::format("<td>{}</td></tr>", full ? "" : with_interval(row->dlog_probability, true));
+    }
+    return html +
+           "</table></div><p class=note>&#9733; best of its budget. Divergence: KL divergence of "
+           "the next-token distribution from the full cache's, nats. Same best: predictions with "
+           "the full cache's most probable token. KV: mean bytes of the rows kept.</p>";
 }
 
 // Scores of the first question to the last.
@@ -270,8 +336,8 @@ std::string left_out(const Report& report) {
     for (const auto& [id, reason] : report.left_out) {
         html += escape_html(fmt::format("{}: {}\n", id, reason));
     }
-    for (const SkippedLine& line : report.head.skipped) {
-        html += escape_html(fmt::format("{}, line {}: {}\n", line.file, line.line, line.reason));
+    for (const std::string& sentence : sentences_of(report.head.skipped)) {
+        html += escape_html(sentence) + '\n';
     }
     return html + "</pre></details>";
 }
@@ -290,7 +356,9 @@ std::string section(const Report& report, const std::vector<std::string>& method
     const ReportHead& head = report.head;
     const auto rows = rows_of(report, "");
     std::string about =
-        fmt::format("n = {}, {}, score: {}", report.examples, protocol(head), head.metric);
+        on_text(report)
+            ? fmt::format("{} chunks of text, {} predictions", report.examples, rows[0]->n)
+            : fmt::format("n = {}, {}, score: {}", report.examples, protocol(head), head.metric);
     if (const std::size_t count = report.left_out.size() + head.skipped.size(); count > 0) {
         about += fmt::format("; {} left out", count);
     }
@@ -306,7 +374,9 @@ std::string section(const Report& report, const std::vector<std::string>& method
         fmt::format("<section id='task-{}'><h2>{}</h2><p>{}.</p>", escape_html(head.task),
                     escape_html(head.task), escape_html(about));
     if (rows.empty()) html += "<p>No example could be asked.</p>";
-    if (!rows.empty()) {
+    if (on_text(report)) {
+        html += curves(report, methods) + text_table(report);
+    } else if (!rows.empty()) {
         html += curves(report, methods) + table(report, rows, false);
         html +=
             "<p class=note>&#9733; best of its budget. \"Of full\": score in percent of the full "
@@ -377,14 +447,17 @@ std::string report_page(std::span<const Report> reports) {
     const auto methods = methods_of(reports);
     std::string html =
         page_head("headkv eval: " + head.model, chart_styles() + std::string(kStyles));
-    html += fmt::format(
-        "<header><h1>{}</h1><p>Answers from compressed caches beside those from the full "
-        "one</p></header><div class=figures>",
-        escape_html(head.model));
-    html += figure(fmt::format("{}", examples), "examples");
+    const bool text = std::ranges::all_of(reports, on_text);
+    const std::size_t compared = head.configs.size() - 1;
+    html += fmt::format("<header><h1>{}</h1><p>{}</p></header><div class=figures>",
+                        escape_html(head.model),
+                        compared == 0 ? "The full cache alone"
+                        : text ? "Predictions from compressed caches beside those from the full one"
+                               : "Answers from compressed caches beside those from the full one");
+    html += figure(fmt::format("{}", examples), text ? "chunks" : "examples");
     html += figure(fmt::format("{}", reports.size()), reports.size() == 1 ? "task" : "tasks");
-    html += figure(fmt::format("{}", head.configs.size() - 1), "configurations beside full");
-    html += figure(human_bytes(bytes), "full KV cache, mean");
+    if (compared > 0) html += figure(fmt::format("{}", compared), "configurations beside full");
+    if (bytes > 0) html += figure(human_bytes(bytes), "full KV cache, mean");
     html += "</div>";
     if (reports.size() > 1) html += overview(reports);
     for (const Report& report : reports) html += section(report, methods);

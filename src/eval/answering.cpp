@@ -85,6 +85,13 @@ std::vector<Token> unread_of(const Tokenizer& tokenizer, const Greedy& answer) {
     return {answer.tokens.back()};
 }
 
+// What the answer is scored by.
+std::string text_of(const Tokenizer& tokenizer, const Asked& asked, const Greedy& answer) {
+    std::string text = tokenizer.decode(answer.tokens);
+    if (asked.first_line) text.resize(first_line(text).size());
+    return text;
+}
+
 // One question to all configurations: [configurations].
 struct Exchange {
     std::vector<Greedy> answers;
@@ -143,6 +150,11 @@ std::int64_t answer_room(const Asked& asked, std::span<const Token> reference) {
     return std::max(asked.max_tokens, static_cast<std::int64_t>(reference.size()));
 }
 
+std::string_view first_line(std::string_view text) {
+    const std::size_t first = text.find_first_not_of(" \t\r\n");
+    return first == std::string_view::npos ? text : text.substr(0, text.find('\n', first));
+}
+
 std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view answer, bool chat) {
     const auto plain = tokenizer.encode("a", false, false);
     const bool own_blank = !plain.empty() && tokenizer.piece(plain[0]).starts_with(" ");
@@ -193,7 +205,7 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
                                 filled->logits);
     if (!first) return tl::unexpected(first.error());
     for (std::size_t i = 0; i < all.size(); ++i) {
-        answers[i].text = tokenizer.decode(first->answers[i].tokens);
+        answers[i].text = text_of(tokenizer, asked, first->answers[i]);
         answers[i].log_probability = std::move(first->log_probability[i]);
     }
     Exchange last = std::move(*first);
@@ -209,7 +221,7 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
         if (!next) return tl::unexpected(next.error());
         for (std::size_t i = 0; i < all.size(); ++i) {
             answers[i].turns.push_back(
-                {tokenizer.decode(next->answers[i].tokens), std::move(next->log_probability[i])});
+                {text_of(tokenizer, asked, next->answers[i]), std::move(next->log_probability[i])});
         }
         last = std::move(*next);
     }

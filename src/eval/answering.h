@@ -27,7 +27,7 @@ struct Asked {
     std::size_t compressed = 0;
     std::vector<Token> reference;  // right answer, not empty
     std::int64_t max_tokens = 32;  // of a greedy answer
-    bool first_line = false;       // the answer ends with its first line
+    bool first_line = false;       // the answer ends with its first line that is not blank
     std::vector<AskedTurn> turns = {};
     // Every question, the first too, starts from a copy of the cache as it was compressed (there
     // must then be a question outside). False: each stands behind the questions and answers before
@@ -39,14 +39,14 @@ struct Asked {
 std::int64_t answer_room(const Asked& asked, std::span<const Token> reference);
 
 struct AnsweredTurn {
-    std::string text;                     // greedy
+    std::string text;                     // greedy; with first_line, without the newline
     std::vector<double> log_probability;  // [reference], each given those before it
 };
 
 struct Answered {
     std::string method;  // the configuration's name and rows
     double rows = 0;
-    std::string text;                     // greedy
+    std::string text;                     // greedy; with first_line, without the newline
     std::vector<double> log_probability;  // [reference], each given those before it
     std::int64_t kv_bytes = 0;            // of the rows kept of the compressed part
     std::int64_t kv_bytes_full = 0;
@@ -60,6 +60,10 @@ struct Answered {
 Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
                                               std::span<const ConfigUnderTest> configs,
                                               const Progress& progress = {});
+
+// What stands before the newline that ends the first line with more than white space in it: the
+// last token of an answer may hold that newline and more. All of the text where there is none.
+std::string_view first_line(std::string_view text);
 
 // An answer as the model would write it after the prompt. A raw prompt ends with "Answer:", so the
 // answer begins with a blank, unless the vocabulary puts one there by itself.

@@ -56,15 +56,6 @@ struct Setting {
     bool first_line = false, raw = false;
 };
 
-std::string_view trimmed_right(std::string_view text) {
-    const std::size_t last = text.find_last_not_of(" \n");
-    return text.substr(0, last == std::string_view::npos ? 0 : last + 1);
-}
-
-std::string_view trimmed_left(std::string_view text) {
-    return text.substr(std::min(text.find_first_not_of(" \n"), text.size()));
-}
-
 std::optional<Template> parse_template(const std::string& text) {
     constexpr std::string_view context = "{context}";
     constexpr std::string_view input = "{input}";
@@ -87,69 +78,45 @@ std::optional<Template> parse_template(const std::string& text) {
     return result;
 }
 
-// What stands behind the context and the input, without its last line where that only leads over to
-// the answer ("Answer:", "The answer is: ", "回答："): question_prompt writes one of its own, or
-// the chat template opens the model's turn.
-std::string_view without_lead_in(std::string_view tail) {
-    tail = trimmed_right(tail);
-    const bool leads = tail.ends_with(':') || tail.ends_with("：");
-    const std::size_t line = tail.rfind('\n');
-    return leads && line != std::string_view::npos ? trimmed_right(tail.substr(0, line)) : tail;
-}
-
-// Splits the prompt where compression before the question (--query-aware no) is to stop.
-// question_prompt joins the two with "\n\nQuestion: " and closes with "\nAnswer:" outside of a chat
-// template; so the label in front of the input ("Question: ", "Query: ") and the lead-in to the
-// answer are left to it, and a template that ends in "\n\nQuestion: {input}\nAnswer:" is kept to
-// the letter without a chat template.
-// - The input stands before the context: it stays there, seen by the methods as in the benchmark;
-//   the question is what follows the context.
-// - No input (summaries, counting): the instruction behind the context is the question.
-// - Raw sets continue a pattern (few-shot examples, code) that nothing may be written into: the
-//   whole prompt is context, to the letter, and cannot be compressed before a question.
+// The prompt to the letter, cut in two where compression before the question (--query-aware no)
+// stops: before the line that the input stands in ("Question: ..."), or, where the input stands
+// before the context or nowhere, before the instruction behind the context.
 void split(const Setting& setting, const std::string& context, const std::string& input,
            TaskExample& example) {
     const Template& t = setting.prompt;
     const std::string& first = t.input_first ? input : context;
-    const std::string& second = t.input_first ? context : input;
-    if (setting.raw) {
-        example.context = t.head + first + t.middle + (t.has_input ? second : "") + t.tail;
-        return;
-    }
+    const std::string second = t.has_input ? (t.input_first ? context : input) : "";
     if (t.has_input && !t.input_first) {
-        // The label is what stands between the last line break and the input.
-        const std::string middle = t.middle.substr(0, t.middle.rfind('\n'));
-        example.context = trimmed_right(t.head + context + middle);
-        example.question = trimmed_right(input + std::string(without_lead_in(t.tail)));
+        const std::size_t line = t.middle.rfind('\n') + 1;  // 0 where there is no line break
+        example.context = t.head + first + t.middle.substr(0, line);
+        example.question = t.middle.substr(line) + second + t.tail;
         return;
     }
-    example.context = trimmed_right(t.head + first + t.middle + (t.has_input ? second : ""));
-    example.question = trimmed_left(without_lead_in(t.tail));
-    // A lead-in alone stays, since something has to ask.
-    if (example.question.empty()) example.question = trimmed_left(trimmed_right(t.tail));
+    const std::size_t line = std::min(t.tail.find_first_not_of('\n'), t.tail.size());
+    example.context = t.head + first + t.middle + second + t.tail.substr(0, line);
+    example.question = t.tail.substr(line);
 }
 
+// The benchmark's own settings where the file is not there.
 Result<json> read_settings(const std::filesystem::path& file) {
+    std::error_code none;
+    if (!std::filesystem::exists(file, none)) return longbench_settings();
     std::ifstream in(file);
-    if (!in) {
-        return bad_input(
-            "{}: is missing; it holds an object of sets, each with \"prompt\", \"metric\" and "
-            "\"max_new_tokens\"",
-            file.string());
-    }
     json settings = json::parse(in, nullptr, false);
     if (!settings.is_object()) return bad_input("{}: is no JSON object of sets", file.string());
     return settings;
 }
 
+std::string names_of(const json& settings) {
+    std::string names;
+    for (const auto& [name, about] : settings.items()) names += (names.empty() ? "" : ", ") + name;
+    return names;
+}
+
 Result<Setting> setting_of(const json& settings, const std::string& set, const std::string& file) {
     const auto found = settings.find(set);
     if (found == settings.end()) {
-        std::string known;
-        for (const auto& [name, about] : settings.items()) {
-            known += (known.empty() ? "" : ", ") + name;
-        }
-        return bad_input("{}: knows no set {}; it has {}", file, set, known);
+        return bad_input("{}: knows no set {}; it has {}", file, set, names_of(settings));
     }
     Setting setting;
     setting.set = set;
@@ -234,6 +201,7 @@ Result<TaskExample> parse_row(const Setting& setting, const std::string& line,
     example.max_tokens = setting.max_tokens;
     example.first_line = setting.first_line;
     example.raw = setting.raw;
+    example.verbatim = true;
     split(setting, context, input, example);
     return example;
 }
@@ -278,8 +246,10 @@ Result<TaskData> load_sets(const std::filesystem::path& folder,
             }
         }
         if (sets.empty()) {
-            return bad_input("{}: has no SET.jsonl of a set that {} knows", folder.string(),
-                             settings_file.string());
+            return bad_input(
+                "{}: has no SET.jsonl, JSON lines of {{\"context\", \"input\", \"answers\": "
+                "[...]}}; sets are {}",
+                folder.string(), names_of(*settings));
         }
     }
     TaskData data;
@@ -309,9 +279,7 @@ Result<TaskData> load_loogle(const std::filesystem::path& folder,
     std::error_code none;
     const auto own = folder / "tasks.json";
     const auto beside = folder / ".." / "longbench" / "tasks.json";
-    const bool take_own =
-        std::filesystem::exists(own, none) || !std::filesystem::exists(beside, none);
-    return load_sets(folder, take_own ? own : beside, sets, true);
+    return load_sets(folder, std::filesystem::exists(own, none) ? own : beside, sets, true);
 }
 
 }  // namespace headkv

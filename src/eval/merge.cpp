@@ -77,7 +77,7 @@ Result<Part> read_part(const std::filesystem::path& folder) {
     }
     // Sample and limit make no difference to an answer, but to what the shards share.
     flags["selection"] = {shard.value("sample", json()), shard.value("limit", json()), part.whole,
-                          part.shard.of};
+                          part.shard.of, shard.value("examples_hash", json())};
     return part;
 }
 
@@ -106,8 +106,10 @@ Result<void> check_same(const Part& first, const Part& other) {
 }
 
 std::string name_of(const json& entry) {
-    return entry.contains("id") && entry["id"].is_string() ? entry["id"].get<std::string>()
-                                                           : std::string("without id");
+    for (const char* name : {"id", "probe"}) {
+        if (entry.contains(name) && entry[name].is_string()) return entry[name];
+    }
+    return "without id";
 }
 
 }  // namespace
@@ -154,15 +156,18 @@ Result<Merged> merge_shards(std::span<const std::filesystem::path> folders) {
     Merged merged;
     merged.head = first->head;
     merged.head.flags.erase("selection");
+    const bool niah = merged.head.task == "niah";
     for (std::int64_t k = 0; k < first->whole; ++k) {
         const Part& part = parts.at(k % of + 1);
         const json& entry = part.entries[static_cast<std::size_t>(k / of)];
-        auto result = task_result_from_json(entry);
-        if (!result) {
+        auto probe = niah ? niah_probe_from_json(entry) : std::nullopt;
+        auto result = niah ? std::nullopt : task_result_from_json(entry);
+        if (!probe && !result) {
             return bad_input("{}: example {} is not of this version's form; run this shard again",
                              part.folder, name_of(entry));
         }
-        merged.results.push_back(std::move(*result));
+        if (probe) merged.probes.push_back(std::move(*probe));
+        if (result) merged.results.push_back(std::move(*result));
         merged.entries.push_back(entry);
     }
     return merged;

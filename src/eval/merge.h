@@ -13,7 +13,8 @@ namespace headkv {
 // A whole run, as one without shards would have left it.
 struct Merged {
     ReportHead head;
-    std::vector<TaskResult> results;      // in the order of the whole run
+    std::vector<TaskResult> results;      // in the order of the whole run; none of niah
+    std::vector<NiahProbe> probes;        // the same of niah alone
     std::vector<nlohmann::json> entries;  // the same, as the logs hold them
 };
 

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <map>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -47,8 +49,7 @@ std::optional<Estimate> against_baseline(const ReportHead& head, std::size_t con
         if (!group.empty() && outcome.group != group) continue;
         differences.push_back({outcome.cluster, outcome.scores[config] - outcome.scores[*other]});
     }
-    // Lines of single questions have no outcomes of their own yet: no figure rather than a 0.
-    if (differences.empty()) return std::nullopt;
+    assert(!differences.empty());
     return clustered_estimate(differences, head.seed);
 }
 
@@ -171,6 +172,12 @@ json to_json(const Report& report, const ReportRow& row, const ReportConfig& con
         line["dbaseline"] = row.dbaseline->value;
         line["dbaseline_interval"] = interval(*row.dbaseline);
     }
+    if (row.text) {
+        line["divergence"] = row.text->divergence.value;
+        line["divergence_interval"] = interval(row.text->divergence);
+        line["divergence_95"] = row.text->divergence_95;
+        line["perplexity"] = row.text->perplexity;
+    }
     return line;
 }
 
@@ -253,29 +260,45 @@ Result<void> check_baseline(const std::string& baseline, std::span<const ReportC
     return bad_input("--baseline {} is not among --methods:{}", baseline, names);
 }
 
+namespace {
+
+Outcome outcome_of(const TaskResult& result, std::int64_t cluster) {
+    Outcome outcome{result.group, cluster, result.length, result.depth, {}};
+    for (const TaskAnswer& answer : result.answers) outcome.scores.push_back(answer.score);
+    return outcome;
+}
+
+}  // namespace
+
 Report make_report(ReportHead head, std::span<const TaskResult> results) {
     Report report;
     report.head = std::move(head);
-    std::vector<Outcome> outcomes;
+    std::vector<Outcome> outcomes;  // one an example
+    std::vector<Outcome> of_turns;  // one a question of several, in their groups of summarize()
     for (const TaskResult& result : results) {
         report.seconds += result.seconds;
         if (!result.skipped.empty()) {
             report.left_out.emplace_back(result.id, result.skipped);
             continue;
         }
-        Outcome outcome;
-        outcome.group = result.group;
-        outcome.cluster = report.examples++;
-        outcome.length = result.length;
-        outcome.depth = result.depth;
-        for (const TaskAnswer& answer : result.answers) outcome.scores.push_back(answer.score);
-        outcomes.push_back(std::move(outcome));
+        const std::int64_t cluster = report.examples++;
+        outcomes.push_back(outcome_of(result, cluster));
+        for (std::size_t turn = 0;; ++turn) {
+            const auto one = turn_result(result, turn);
+            if (!one) break;
+            of_turns.push_back(outcome_of(*one, cluster));
+        }
     }
+    const auto has_own = [&](const std::string& group) {
+        return group.empty() ||
+               std::ranges::find(outcomes, group, &Outcome::group) != outcomes.end();
+    };
     std::size_t at = 0;
     for (TaskRow& row : summarize(results, report.head.seed)) {
         const std::size_t config = config_of(at++, report.head);
-        const auto difference = against_baseline(report.head, config, row.group, outcomes);
-        report.rows.push_back({std::move(row), difference});
+        const auto difference = against_baseline(report.head, config, row.group,
+                                                 has_own(row.group) ? outcomes : of_turns);
+        report.rows.push_back({std::move(row), difference, {}});
     }
     report.maps = heat_maps(report.head, outcomes);
     report.turns = turn_scores(report.head, results);
@@ -324,6 +347,75 @@ Report make_report(ReportHead head, std::span<const NiahProbe> probes) {
     return report;
 }
 
+Report make_report(ReportHead head, std::span<const DivergenceChunk> chunks) {
+    Report report;
+    report.head = std::move(head);
+    report.examples = static_cast<std::int64_t>(chunks.size());
+    std::vector<Outcome> outcomes;  // of chunks of one length: means of means are those of all
+    for (const DivergenceChunk& chunk : chunks) {
+        report.seconds += chunk.seconds;
+        Outcome outcome{{}, chunk.chunk, {}, {}, {}};
+        for (const DivergenceAnswer& answer : chunk.answers) {
+            outcome.scores.push_back(
+                std::accumulate(answer.same_best.begin(), answer.same_best.end(), 0.0) /
+                static_cast<double>(answer.same_best.size()));
+        }
+        outcomes.push_back(std::move(outcome));
+    }
+    std::size_t config = 0;
+    for (const DivergenceRow& from : summarize(chunks, report.head.seed)) {
+        ReportRow row;
+        row.method = from.method;
+        row.rows = from.rows;
+        row.n = from.tokens;
+        row.score = from.same_best;
+        // Full agrees with itself everywhere.
+        row.dscore = {from.same_best.value - 1, from.same_best.low - 1, from.same_best.high - 1};
+        row.share_of_full = from.same_best.value;
+        row.dlog_probability = from.dlog_probability;
+        row.kv_bytes = from.kv_bytes;
+        row.kv_bytes_full = from.kv_bytes_full;
+        row.rows_kept = from.rows_kept;
+        row.dbaseline = against_baseline(report.head, config, "", outcomes);
+        row.text = TextMeasures{from.divergence, from.divergence_95, from.perplexity};
+        report.rows.push_back(std::move(row));
+        ++config;
+    }
+    return report;
+}
+
+Report make_report(ReportHead head, const Perplexity& perplexity) {
+    Report report;
+    report.head = std::move(head);
+    report.examples = perplexity.chunks;
+    ReportRow row;
+    row.method = report.head.configs.at(0).method;
+    row.n = perplexity.tokens;
+    const double wide = 1.96 * perplexity.standard_error;
+    row.score = {perplexity.perplexity, perplexity.perplexity - wide, perplexity.perplexity + wide};
+    row.share_of_full = 1;
+    row.text = TextMeasures{{}, 0, perplexity.perplexity};
+    report.rows.push_back(std::move(row));
+    return report;
+}
+
+std::vector<std::string> sentences_of(std::span<const SkippedLine> skipped) {
+    std::vector<std::string> sentences;
+    for (std::size_t begin = 0, end = 0; begin < skipped.size(); begin = end) {
+        const SkippedLine& first = skipped[begin];
+        while (end < skipped.size() && skipped[end].file == first.file &&
+               skipped[end].reason == first.reason) {
+            ++end;
+        }
+        sentences.push_back(
+            end - begin == 1
+                ? fmt::format("{}, line {} is left out: {}", first.file, first.line, first.reason)
+                : fmt::format("{}, {} lines from {} to {} are left out: {}", first.file,
+                              end - begin, first.line, skipped[end - 1].line, first.reason));
+    }
+    return sentences;
+}
+
 json report_json(const Report& report) {
     json lines = json::array();
     for (std::size_t i = 0; i < report.rows.size(); ++i) {
@@ -351,7 +443,8 @@ std::string report_csv(std::span<const Report> reports) {
         "task,group,method,rows,type_k,type_v,metric,query_aware,n,cut,score,score_low,score_high,"
         "dscore,dscore_low,dscore_high,share_of_full,dlogprob,dlogprob_low,dlogprob_high,baseline,"
         "dbaseline,dbaseline_low,dbaseline_high,kv_bytes,kv_bytes_full,rows_kept_mean,model,"
-        "fingerprint,seed,version,commit\n";
+        "fingerprint,seed,version,commit,divergence,divergence_low,divergence_high,divergence_95,"
+        "perplexity\n";
     for (const Report& report : reports) {
         const ReportHead& head = report.head;
         for (std::size_t i = 0; i < report.rows.size(); ++i) {
@@ -366,10 +459,13 @@ std::string report_csv(std::span<const Report> reports) {
                                csv_estimate(row.dlog_probability),
                                row.dbaseline ? csv_field(head.baseline) : "",
                                row.dbaseline ? csv_estimate(*row.dbaseline) : ",,");
-            csv += fmt::format("{:.0f},{:.0f},{:.6g},{},{},{},{},{}\n", row.kv_bytes,
-                               row.kv_bytes_full, row.rows_kept, csv_field(head.model),
-                               head.fingerprint, head.seed, csv_field(head.version),
-                               csv_field(head.commit));
+            csv +=
+                fmt::format("{:.0f},{:.0f},{:.6g},{},{},{},{},{},", row.kv_bytes, row.kv_bytes_full,
+                            row.rows_kept, csv_field(head.model), head.fingerprint, head.seed,
+                            csv_field(head.version), csv_field(head.commit));
+            csv += row.text ? fmt::format("{},{:.6g},{:.6g}\n", csv_estimate(row.text->divergence),
+                                          row.text->divergence_95, row.text->perplexity)
+                            : std::string(",,,,\n");
         }
     }
     return csv;

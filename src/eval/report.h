@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "eval/divergence.h"
 #include "eval/niah.h"
 #include "eval/parity.h"
+#include "eval/perplexity.h"
 #include "eval/statistics.h"
 #include "eval/task.h"
 
@@ -28,8 +30,8 @@ struct ReportConfig {
 // What was run, the same for every row of it.
 struct ReportHead {
     std::string task, metric;
-    std::string model, fingerprint, version, commit;  // commit: empty where the build has none
-    std::string baseline;                             // a method to compare with, beside full
+    std::string model, fingerprint, version, commit;
+    std::string baseline;  // a method to compare with, beside full
     bool query_aware = true;
     std::uint64_t seed = 1;
     nlohmann::json flags;  // the run's identity: all that may change an answer
@@ -40,8 +42,16 @@ nlohmann::json to_json(const ReportHead& head);
 // Error (bad_input): a field is missing or of another kind.
 Result<ReportHead> report_head_from_json(const nlohmann::json& json);
 
+// Of tasks on plain text, whose n counts predictions.
+struct TextMeasures {
+    Estimate divergence;  // from full's next-token distribution, nats a token
+    double divergence_95 = 0;
+    double perplexity = 0;
+};
+
 struct ReportRow : TaskRow {
     std::optional<Estimate> dbaseline;  // score minus the baseline's at this budget, paired
+    std::optional<TextMeasures> text;
 };
 
 // Scores of one configuration over the length of the prompt and the depth of what is looked for.
@@ -70,7 +80,7 @@ struct TurnScores {
 
 struct Report {
     ReportHead head;
-    std::int64_t examples = 0;                                  // with answers
+    std::int64_t examples = 0;  // with answers; of plain text: chunks
     std::vector<std::pair<std::string, std::string>> left_out;  // id, reason
     double seconds = 0;                                         // of the whole run
     std::vector<ReportRow> rows;                                // as summarize() orders them
@@ -87,6 +97,14 @@ Result<void> check_baseline(const std::string& baseline, std::span<const ReportC
 Report make_report(ReportHead head, std::span<const TaskResult> results);
 // Needles share their wording, so they are drawn as clusters; rows of `kept` stay NiahRow's.
 Report make_report(ReportHead head, std::span<const NiahProbe> probes);
+// The score is the share of predictions with full's best token; chunks are drawn whole.
+Report make_report(ReportHead head, std::span<const DivergenceChunk> chunks);
+// One row, full's; the score is the perplexity, its interval 1.96 standard errors to each side.
+Report make_report(ReportHead head, const Perplexity& perplexity);
+
+// A sentence for every line that could not be used; neighbours of one reason share theirs, such as
+// all lines of a set that is not scored.
+std::vector<std::string> sentences_of(std::span<const SkippedLine> skipped);
 
 // results.json of a task, and results.csv (one line a row, a header first).
 nlohmann::json report_json(const Report& report);

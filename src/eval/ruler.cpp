@@ -201,20 +201,17 @@ Draft draft_common_words(Random& random, std::size_t common, std::size_t rare) {
     return draft;
 }
 
-// How often each word of a coded text of `total` words occurs: the k-th in proportion to 1 / k^2,
-// the rest once each.
+// How often each word of a coded text of about `total` words occurs: the k-th in proportion to
+// 1 / k^2 (RULER's alpha of 2), rounded down; words that would not occur once are left out.
 std::vector<std::size_t> zipf_counts(std::size_t total) {
     constexpr double zeta_2 = std::numbers::pi * std::numbers::pi / 6;
     std::vector<std::size_t> counts;
-    std::size_t used = 0;
-    for (std::size_t k = 1; used < total; ++k) {
-        const double expected =
-            static_cast<double>(total) / (zeta_2 * static_cast<double>(k) * static_cast<double>(k));
-        const std::size_t count = std::max<std::size_t>(1, static_cast<std::size_t>(expected));
-        counts.push_back(std::min(count, total - used));
-        used += counts.back();
+    for (std::size_t k = 1;; ++k) {
+        const auto square = static_cast<double>(k * k);
+        const auto count = static_cast<std::size_t>(static_cast<double>(total) / (zeta_2 * square));
+        if (count == 0) return counts;
+        counts.push_back(count);
     }
-    return counts;
 }
 
 // The most frequent "word" is dots, noise to be ignored; asked are the three after it.
@@ -236,7 +233,7 @@ Draft draft_frequent_words(Random& random) {
         std::set<std::string> used(answers.begin(), answers.end());
         std::vector<std::string> all;
         for (std::size_t k = 0; k < counts.size(); ++k) {
-            std::string word = k == 0 ? "....." : k <= answers.size() ? answers[k - 1] : "";
+            std::string word = k == 0 ? "..." : k <= answers.size() ? answers[k - 1] : "";
             while (word.empty()) {
                 word = random_letters(draws, 6);
                 if (!used.insert(word).second) word.clear();
@@ -351,14 +348,15 @@ Draft draft_documents(Random& random, bool two_hops) {
     return draft;
 }
 
-std::vector<Draft> drafts(std::string_view task, Random& random) {
+std::vector<Draft> drafts(std::string_view task, std::int64_t length, Random& random) {
     std::vector<Draft> result;  // the first that fits is taken
     if (task == "vt") {
         result.push_back(draft_variables(random));
     } else if (task == "cwe") {
-        // RULER's counts, and smaller ones for prompts too short for them.
-        result.push_back(draft_common_words(random, 30, 3));
-        result.push_back(draft_common_words(random, 10, 1));
+        // RULER's counts: the smaller ones are those of its short prompts, and here also of longer
+        // ones that have too many tokens a word for the larger.
+        if (length >= 4096) result.push_back(draft_common_words(random, 30, 3));
+        result.push_back(draft_common_words(random, 6, 1));
     } else if (task == "fwe") {
         result.push_back(draft_frequent_words(random));
     } else if (task == "qa_1" || task == "qa_2") {
@@ -389,10 +387,11 @@ Result<TaskData> make_ruler(const RulerOptions& options, const Tokenizer& tokeni
                 Random random = example_random(options.seed, example.id);
                 std::optional<std::int64_t> extra;
                 std::int64_t needed = 0;
-                for (Draft& draft : drafts(task, random)) {
+                for (Draft& draft : drafts(task, length, random)) {
                     const auto tokens = [&](std::int64_t units) {
                         return prompt_tokens(tokenizer, draft.context(draft.least + units),
-                                             draft.question);
+                                             draft.question) +
+                               draft.max_tokens;
                     };
                     extra = largest_fit(length, draft.most - draft.least, tokens, needed);
                     if (!extra) continue;

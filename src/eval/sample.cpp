@@ -40,11 +40,4 @@ std::vector<TaskExample> select_examples(std::vector<TaskExample> examples,
     return examples;
 }
 
-std::vector<TaskExample> shard_of(std::vector<TaskExample> examples, const Shard& shard) {
-    std::int64_t position = 0;
-    std::erase_if(examples,
-                  [&](const TaskExample&) { return position++ % shard.of != shard.index - 1; });
-    return examples;
-}
-
 }  // namespace headkv

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "eval/task.h"
@@ -31,6 +32,14 @@ std::vector<TaskExample> select_examples(std::vector<TaskExample> examples,
                                          const Selection& selection);
 
 // Example k of `examples` belongs to shard k % of + 1, so that all shards are of a size.
-std::vector<TaskExample> shard_of(std::vector<TaskExample> examples, const Shard& shard);
+template <class Example>
+std::vector<Example> shard_of(std::vector<Example> examples, const Shard& shard) {
+    std::vector<Example> mine;
+    const auto step = static_cast<std::size_t>(shard.of);
+    for (auto k = static_cast<std::size_t>(shard.index - 1); k < examples.size(); k += step) {
+        mine.push_back(std::move(examples[k]));
+    }
+    return mine;
+}
 
 }  // namespace headkv

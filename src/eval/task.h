@@ -41,6 +41,9 @@ struct TaskExample {
     std::optional<std::int64_t> max_tokens = {};
     std::optional<bool> first_line = {};
     bool raw = false;  // never in a chat template, as a benchmark prescribes for few-shot prompts
+    // The prompt is the context and the question as they stand, with nothing between or behind
+    // them: a benchmark's own template, filled in. Such an example has no turns.
+    bool verbatim = false;
 
     // Further questions to the same cache: see TurnMode.
     std::vector<TaskTurn> turns = {};

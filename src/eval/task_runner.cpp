@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <chrono>
 #include <numeric>
 
@@ -15,6 +16,11 @@ namespace {
 // What the reference is made of: all that is asked for, or the first way to say it.
 std::string reference_text(const TaskExample& example, std::span<const std::string> answers) {
     return example.match == StringMatch::all ? joined(answers, ", ") : answers[0];
+}
+
+bool ends_in_space(const TaskExample& example) {
+    const std::string& last = example.question.empty() ? example.context : example.question;
+    return last.ends_with(' ') || last.ends_with('\n');
 }
 
 std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
@@ -39,14 +45,20 @@ double mean(std::span<const double> each) {
 Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
                   std::int64_t& cut) {
     const auto chat = example.raw ? std::nullopt : settings.chat;
+    assert(!example.verbatim || example.turns.empty());
     const auto prompt_of = [&](std::string_view question) {
-        return question_prompt(model, example.context, question, chat);
+        return example.verbatim
+                   ? question_prompt(model, fmt::format("{}{}", example.context, question), "",
+                                     chat)
+                   : question_prompt(model, example.context, question, chat);
     };
     auto prompt = prompt_of(example.question);
     if (!prompt) return tl::unexpected(prompt.error());
     Asked asked;
+    // No blank opens an answer behind white space, such as a line of code on a line of its own.
+    const bool no_blank = chat || (example.verbatim && ends_in_space(example));
     const auto reference_of = [&](std::span<const std::string> answers) {
-        return answer_tokens(model.tokenizer(), reference_text(example, answers), chat.has_value());
+        return answer_tokens(model.tokenizer(), reference_text(example, answers), no_blank);
     };
     asked.reference = reference_of(example.answers);
     if (asked.reference.empty()) return bad_input("{}: its answer has no tokens", example.id);

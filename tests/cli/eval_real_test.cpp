@@ -76,5 +76,28 @@ TEST_F(RealEvaluation, Smollm2AnswersAndTheReportHoldsBothTasks) {
     EXPECT_NE(page.find("data-chart=heat"), std::string::npos);
 }
 
+TEST_F(RealEvaluation, AFirstLineIsScoredWithoutItsNewline) {
+    const auto model = real_model(HEADKV_SOURCE_DIR);
+    if (model.empty()) GTEST_SKIP() << "no model: set HEADKV_TEST_MODEL or run `make test` once";
+    write_file(folder / "data.jsonl",
+               R"({"context":"Q: 1+1\nA: two\n\nQ: 1+2\nA: three\n\nQ: 2+2\nA: four\n\n",)"
+               R"("question":"3+2","answers":["five"]})");
+    const auto answer = [&](const std::string& out, const Arguments& more) {
+        Arguments command = {
+            "eval", "generate", "-m",        model.string(),  "--data", path("data.jsonl"),
+            "-o",   path(out),  "--methods", "streaming-llm", "--rows", "16",
+            "-n",   "8",        "--raw",     "--metric",      "exact"};
+        command.insert(command.end(), more.begin(), more.end());
+        expect_done(call(command));
+        std::string log = read_file(folder / out / "answers.jsonl");
+        return json::parse(log.substr(log.find('\n') + 1))["answers"][0]["answer"]
+            .get<std::string>();
+    };
+    const std::string whole = answer("whole", {});
+    const std::size_t newline = whole.find('\n', whole.find_first_not_of(" \n"));
+    ASSERT_NE(newline, std::string::npos) << whole;
+    EXPECT_EQ(answer("line", {"--first-line"}), whole.substr(0, newline));
+}
+
 }  // namespace
 }  // namespace headkv::test

@@ -143,6 +143,78 @@ TEST_F(Reports, MergedShardsAreTheWholeRunByteForByte) {
     expect_refused(generate("x", {"--shard", "8/8"}), "fewer examples than shards");
 }
 
+TEST_F(Reports, ShardsOfNeedlesMergeToo) {
+    const auto niah = [&](const std::string& out, const Arguments& more) {
+        Arguments command = {"eval",      "niah",    "-m",       model(),     "-o",
+                             path(out),   "-t",      "1",        "-n",        "2",
+                             "--lengths", "100,200", "--depths", "10,90",     "--rows",
+                             "20",        "--limit", "7",        "--methods", "snapkv"};
+        command.insert(command.end(), more.begin(), more.end());
+        return call(command);
+    };
+    expect_done(niah("whole", {}));
+    expect_done(niah("part1", {"--shard", "1/2"}));
+    expect_done(niah("part2", {"--shard", "2/2"}));
+    const Ran merged =
+        call({"eval", "merge", path("part2"), path("part1"), "-o", path("merged"), "--json", "-"});
+    expect_done(merged);
+    expect_same_results("whole", "merged");
+    EXPECT_EQ(merged.out, read_file(folder / "merged/results.json"));
+    const json results = json::parse(merged.out);
+    EXPECT_EQ(results.at("examples"), 7);
+    EXPECT_EQ(results.at("lengths"), json({100, 200}));
+    expect_refused(niah("x", {"--shard", "3/2"}), "--shard 3/2");
+    expect_refused(niah("x", {"--shard", "9/9"}), "fewer probes than shards");
+}
+
+TEST_F(Reports, TasksOnPlainTextGoOnAndLeaveTheSameFiles) {
+    std::string text;
+    for (int i = 0; i < 60; ++i) text += fmt::format("The fox went over hill {} and back. ", i);
+    write_file(folder / "text.txt", text);
+    const auto kld = [&](const std::string& out, const Arguments& more) {
+        Arguments command = {"eval",       "kld",
+                             "-m",         model(),
+                             "--text",     path("text.txt"),
+                             "-o",         path(out),
+                             "-t",         "1",
+                             "--prefix",   "60",
+                             "--tokens",   "20",
+                             "--methods",  "snapkv,streaming-llm",
+                             "--rows",     "20,40",
+                             "--baseline", "snapkv"};
+        command.insert(command.end(), more.begin(), more.end());
+        return call(command);
+    };
+    expect_done(kld("some", {"--chunks", "2"}));
+    expect_done(kld("some", {"--chunks", "4"}));
+    expect_done(kld("whole", {"--chunks", "4"}));
+    expect_same_results("some", "whole");
+    const json results = json::parse(read_file(folder / "whole/results.json"));
+    EXPECT_EQ(results.at("examples"), 4);
+    ASSERT_EQ(results.at("results").size(), 5U);
+    for (const char* name : {"score", "divergence", "perplexity", "dbaseline", "commit"}) {
+        EXPECT_TRUE(results["results"][3].contains(name)) << name;
+    }
+    EXPECT_TRUE(std::regex_match(results.at("commit").get<std::string>(),
+                                 std::regex("[0-9a-f]{7,40}(-dirty)?|unknown")));
+    const std::string page = read_file(folder / "whole/report.html");
+    EXPECT_NE(page.find("data-chart=divergence"), std::string::npos);
+
+    const auto ppl = [&](const std::string& out, const char* chunk) {
+        return call({"eval", "ppl", "-m", model(), "--text", path("text.txt"), "-o", path(out),
+                     "-t", "1", "--chunk", chunk});
+    };
+    expect_done(ppl("p", "100"));
+    // A log that lost its last chunk is filled again.
+    const std::string log = read_file(folder / "p/answers.jsonl");
+    std::filesystem::create_directory(folder / "q");
+    write_file(folder / "q/answers.jsonl", log.substr(0, log.size() - 9));
+    expect_done(ppl("q", "100"));
+    expect_same_results("p", "q");
+    EXPECT_GT(json::parse(read_file(folder / "p/results.json")).at("perplexity"), 1);
+    EXPECT_NE(ppl("p", "120").err.find("begun anew"), std::string::npos);
+}
+
 // --- in a browser
 
 class InBrowser : public Evaluations {

@@ -94,6 +94,7 @@ TEST_F(Evaluation, DivergenceOfAText) {
     ASSERT_EQ(json.at("results").size(), 2U);
     EXPECT_EQ(json["results"][0].at("divergence"), 0);
     EXPECT_EQ(json["results"][1].at("n"), 38);
+    EXPECT_EQ(json["results"][1].at("same_best"), json["results"][1].at("score"));
     expect_refused(kld("100000", "20", "20"), "context");
     expect_refused(kld("60", "1", "20"), "at least 2");
     expect_refused(kld("60", "20", "2"), "window");

@@ -48,18 +48,45 @@ protected:
 };
 
 TEST_F(DivergenceOnTinyModel, IsNothingForFullAndFallsWithTheBudget) {
-    const auto rows = run_divergence(*engine_, test::random_tokens(450, 3), configs_, settings_);
-    ASSERT_TRUE(rows) << rows.error().message;
-    ASSERT_EQ(rows->size(), 4U);
-    EXPECT_EQ((*rows)[0].divergence.value, 0);
-    EXPECT_EQ((*rows)[0].same_best.value, 1);
-    EXPECT_EQ((*rows)[0].tokens, 3 * 39);  // three whole chunks
-    EXPECT_GT((*rows)[1].divergence.value, (*rows)[2].divergence.value);
-    EXPECT_GT((*rows)[2].divergence.value, 0);
-    EXPECT_NEAR((*rows)[3].divergence.value, 0, 1e-9);  // the budget holds everything
-    EXPECT_EQ((*rows)[3].kv_bytes, (*rows)[3].kv_bytes_full);
-    EXPECT_GE((*rows)[1].divergence_95, (*rows)[1].divergence.value / 2);
-    EXPECT_GT((*rows)[0].perplexity, 1);
+    const auto run = run_divergence(*engine_, test::random_tokens(450, 3), configs_, settings_);
+    ASSERT_TRUE(run) << run.error().message;
+    const auto rows = summarize(run->results, 1);
+    ASSERT_EQ(rows.size(), 4U);
+    EXPECT_EQ(rows[0].divergence.value, 0);
+    EXPECT_EQ(rows[0].same_best.value, 1);
+    EXPECT_EQ(rows[0].tokens, 3 * 39);  // three whole chunks
+    EXPECT_GT(rows[1].divergence.value, rows[2].divergence.value);
+    EXPECT_GT(rows[2].divergence.value, 0);
+    EXPECT_NEAR(rows[3].divergence.value, 0, 1e-9);  // the budget holds everything
+    EXPECT_EQ(rows[3].kv_bytes, rows[3].kv_bytes_full);
+    EXPECT_DOUBLE_EQ(rows[1].rows_kept, 24);
+    EXPECT_GE(rows[1].divergence_95, rows[1].divergence.value / 2);
+    EXPECT_GT(rows[0].perplexity, 1);
+}
+
+TEST_F(DivergenceOnTinyModel, GoesOnFromTheChunksOfAnEarlierRun) {
+    const auto text = test::random_tokens(450, 3);
+    const DivergenceLog log{folder_ / "answers.jsonl", {{"task", "kld"}}};
+    int asked = 0;
+    const auto stop = run_divergence(
+        *engine_, text, configs_, settings_,
+        [&](std::int64_t done, std::int64_t) { return ++asked, done < 2; }, log);
+    ASSERT_FALSE(stop);
+    EXPECT_EQ(stop.error().kind, ErrorKind::interrupted);
+    const auto again = run_divergence(*engine_, text, configs_, settings_, {}, log);
+    ASSERT_TRUE(again) << again.error().message;
+    EXPECT_EQ(again->resumed, 2);
+    const auto whole = run_divergence(*engine_, text, configs_, settings_);
+    ASSERT_EQ(again->results.size(), whole->results.size());
+    for (std::size_t i = 0; i < whole->results.size(); ++i) {
+        auto a = to_json(again->results[i]), b = to_json(whole->results[i]);
+        a["seconds"] = b["seconds"] = 0;
+        EXPECT_EQ(a, b);
+    }
+    auto torn = to_json(whole->results[0]);
+    torn["answers"][0]["same_best"].erase(0);
+    EXPECT_FALSE(divergence_chunk_from_json(torn));
+    EXPECT_FALSE(divergence_chunk_from_json({{"chunk", 1}}));
 }
 
 TEST_F(DivergenceOnTinyModel, RefusesWhatDoesNotFit) {

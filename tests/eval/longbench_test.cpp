@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <map>
+#include <tuple>
 
 #include "support/tiny_model.h"
 
@@ -54,64 +55,56 @@ protected:
     test::TempFolder folder;
 };
 
-TEST_F(LongBench, AQuestionBehindTheContextLosesItsLabelAndTheLeadIn) {
-    const auto one = split("s", "Read.\n\n{context}\n\nNow answer.\n\nQuestion: {input}\nAnswer:");
-    EXPECT_EQ(one.context, "Read.\n\nText {input}.\n\nNow answer.");
-    EXPECT_EQ(one.question, "Why?");
-    // As question_prompt joins them without a chat template, this is the template to the letter.
-    EXPECT_EQ(one.context + "\n\nQuestion: " + one.question + "\nAnswer:",
-              "Read.\n\nText {input}.\n\nNow answer.\n\nQuestion: Why?\nAnswer:");
-    EXPECT_FALSE(one.raw);
+// The two parts of an example, and that they are the whole prompt: nothing is left out or added.
+using Parts = std::pair<std::string, std::string>;
+Parts parts(const TaskExample& example) {
+    EXPECT_TRUE(example.verbatim);
+    return {example.context, example.question};
 }
 
-TEST_F(LongBench, OtherLabelsAndLeadInsGoTheSameWay) {
-    const auto query = split("s", "T:\n{context}\n\nNow.\n\nQuery: {input}\n\nAnswer:");
-    EXPECT_EQ(query.context, "T:\nText {input}.\n\nNow.");
-    EXPECT_EQ(query.question, "Why?");
-    const auto loogle = split("s", "Below. \n{context}\nQuestion: {input}\nAnswer:", row("Why? "));
-    EXPECT_EQ(loogle.context, "Below. \nText {input}.");
-    EXPECT_EQ(loogle.question, "Why?");
-    const auto chinese = split("s", "阅读：{context}\n\n问题：{input}\n回答：");
-    EXPECT_EQ(chinese.context, "阅读：Text {input}.");
-    EXPECT_EQ(chinese.question, "Why?");
-}
-
-TEST_F(LongBench, AnInstructionBehindTheQuestionBelongsToIt) {
+TEST_F(LongBench, APromptIsCutBeforeTheLineOfTheQuestion) {
+    EXPECT_EQ(parts(split("s", "Read.\n\n{context}\n\nNow answer.\n\nQuestion: {input}\nAnswer:")),
+              Parts("Read.\n\nText {input}.\n\nNow answer.\n\n", "Question: Why?\nAnswer:"));
+    EXPECT_EQ(parts(split("s", "T:\n{context}\n\nNow.\n\nQuery: {input}\n\nAnswer:")),
+              Parts("T:\nText {input}.\n\nNow.\n\n", "Query: Why?\n\nAnswer:"));
+    EXPECT_EQ(parts(split("s", "Below. \n{context}\nQuestion: {input}\nAnswer:", row("Why? "))),
+              Parts("Below. \nText {input}.\n", "Question: Why? \nAnswer:"));
+    EXPECT_EQ(parts(split("s", "阅读：{context}\n\n问题：{input}\n回答：")),
+              Parts("阅读：Text {input}.\n\n", "问题：Why?\n回答："));
     json line = row();
     line["answers"] = {"Paragraph 1"};
-    const auto one = split("s",
-                           "Here.\n\n{context}\n\nAn abstract.\n\n{input}\n\nWhich? Like \"1\", "
-                           "etc.\n\nThe answer is: ",
-                           line, "retrieval");
-    EXPECT_EQ(one.context, "Here.\n\nText {input}.\n\nAn abstract.");
-    EXPECT_EQ(one.question, "Why?\n\nWhich? Like \"1\", etc.");
+    EXPECT_EQ(parts(split("s", "{context}\n\nAn abstract.\n\n{input}\n\nWhich?\n\nThe answer is: ",
+                          line, "retrieval")),
+              Parts("Text {input}.\n\nAn abstract.\n\n", "Why?\n\nWhich?\n\nThe answer is: "));
 }
 
 TEST_F(LongBench, WithoutAnInputTheInstructionAsks) {
-    const auto one = split("s", "R:\n{context}\n\nNow, sum up.\n\nSummary:", row(""), "rouge_l");
-    EXPECT_EQ(one.context, "R:\nText {input}.");
-    EXPECT_EQ(one.question, "Now, sum up.");
-    const auto lead = split("s", "R:\n{context}\n\n会议总结：", row(""), "rouge_l");
-    EXPECT_EQ(lead.context, "R:\nText {input}.");
-    EXPECT_EQ(lead.question, "会议总结：");
+    EXPECT_EQ(parts(split("s", "R:\n{context}\n\nNow, sum up.\n\nSummary:", row(""), "rouge_l")),
+              Parts("R:\nText {input}.\n\n", "Now, sum up.\n\nSummary:"));
+    EXPECT_EQ(parts(split("s", "R:\n{context}\n\n会议总结：", row(""), "rouge_l")),
+              Parts("R:\nText {input}.\n\n", "会议总结："));
+    EXPECT_EQ(parts(split("s", "R:\n{context}\n", row(""), "rouge_l")),
+              Parts("R:\nText {input}.\n", ""));
 }
 
 TEST_F(LongBench, AQuestionBeforeTheContextStaysThere) {
-    const auto one = split("s", "Q: {input}\n{context}\n\nNow answer.\nAnswer:");
-    EXPECT_EQ(one.context, "Q: Why?\nText {input}.");
-    EXPECT_EQ(one.question, "Now answer.");
+    EXPECT_EQ(parts(split("s", "Q: {input}\n{context}\n\nNow answer.\nAnswer:")),
+              Parts("Q: Why?\nText {input}.\n\n", "Now answer.\nAnswer:"));
 }
 
-TEST_F(LongBench, PatternsToBeContinuedAreWholeAndRaw) {
+TEST_F(LongBench, PatternsToBeContinuedAreInNoChatTemplate) {
     const auto shots = split("triviaqa", "Ex.\n\n{context}\n\n{input}", row("Q: x\nA: "));
-    EXPECT_EQ(shots.context, "Ex.\n\nText {input}.\n\nQ: x\nA: ");
-    EXPECT_EQ(shots.question, "");
+    EXPECT_EQ(parts(shots), Parts("Ex.\n\nText {input}.\n\n", "Q: x\nA: "));
     EXPECT_TRUE(shots.raw);
     const auto code = split("lcc", "Complete. \n{context}Next:\n", row(""), "code_sim");
-    EXPECT_EQ(code.context, "Complete. \nText {input}.Next:\n");
+    EXPECT_EQ(parts(code), Parts("Complete. \nText {input}.", "Next:\n"));
     EXPECT_TRUE(code.raw);
-    const auto both = split("repobench-p", "C\n{context}{input}Next:\n", row(""), "code_sim");
-    EXPECT_EQ(both.context, "C\nText {input}.Next:\n");
+    const std::string both = "C\n{context}{input}Next:\n";
+    EXPECT_EQ(parts(split("repobench-p", both, row("f()\n"), "code_sim")),
+              Parts("C\nText {input}.", "f()\nNext:\n"));
+    EXPECT_EQ(parts(split("repobench-p", both, row(""), "code_sim")),
+              Parts("C\nText {input}.", "Next:\n"));
+    EXPECT_FALSE(split("hotpotqa", "{context}\n{input}").raw);
 }
 
 TEST_F(LongBench, AnExampleHasTheSettingsOfItsSet) {
@@ -225,7 +218,8 @@ TEST_F(LongBench, BadLinesAreSkippedWithNumberAndReason) {
 }
 
 TEST_F(LongBench, MissingFilesAndUnknownSetsAreNamed) {
-    EXPECT_NE(refusal().find("tasks.json: is missing"), std::string::npos) << refusal();
+    EXPECT_NE(refusal().find("no SET.jsonl, JSON lines of {\"context\""), std::string::npos)
+        << refusal();
     write("tasks.json", "[1");
     EXPECT_NE(refusal().find("tasks.json: is no JSON object"), std::string::npos) << refusal();
     write_settings({{"here", setting("qa_f1", "{context}{input}")},
@@ -275,10 +269,6 @@ TEST(Loogle, FindsTheSettingsBesideAndTakesNothingElse) {
     std::ofstream(loogle / "hotpotqa.jsonl") << row().dump() << "\n";
     std::ofstream(longbench / "computation.jsonl") << row().dump() << "\n";
     std::ofstream(longbench / "hotpotqa.jsonl") << row().dump() << "\n";
-    const auto refused = load_loogle(loogle);
-    ASSERT_FALSE(refused);
-    EXPECT_NE(refused.error().message.find("tasks.json: is missing"), std::string::npos);
-
     json settings = {{"computation", setting("qa_f1", "{context}\nQuestion: {input}\nAnswer:")},
                      {"hotpotqa", setting("qa_f1", "{context}\nQuestion: {input}\nAnswer:")}};
     std::ofstream(longbench / "tasks.json") << settings.dump();
@@ -291,6 +281,10 @@ TEST(Loogle, FindsTheSettingsBesideAndTakesNothingElse) {
         }
         return names;
     };
+    std::filesystem::remove(longbench / "tasks.json");
+    EXPECT_EQ(groups(load_loogle(loogle)), (Sets{"computation"}));
+    EXPECT_EQ(load_loogle(loogle)->examples.at(0).max_tokens, 32);
+    std::ofstream(longbench / "tasks.json") << settings.dump();
     EXPECT_EQ(groups(load_loogle(loogle)), (Sets{"computation"}));
     EXPECT_EQ(groups(load_longbench(longbench)), (Sets{"hotpotqa"}));
     EXPECT_EQ(groups(load_longbench(longbench, Sets{"computation"})), (Sets{"computation"}));
@@ -302,6 +296,54 @@ TEST(Loogle, FindsTheSettingsBesideAndTakesNothingElse) {
     EXPECT_EQ(own->examples.at(0).max_tokens, 7);
 }
 
+TEST_F(LongBench, ItsOwnSettingsHoldWithoutAFileOfThem) {
+    // As the benchmark has them (config/dataset2maxlen.json, eval.py): tokens, metric, first line.
+    const std::map<std::string, std::tuple<int, std::string, bool>> wanted = {
+        {"narrativeqa", {128, "qa_f1", false}},
+        {"qasper", {128, "qa_f1", false}},
+        {"multifieldqa_en", {64, "qa_f1", false}},
+        {"multifieldqa_zh", {64, "qa_f1_zh", false}},
+        {"hotpotqa", {32, "qa_f1", false}},
+        {"2wikimqa", {32, "qa_f1", false}},
+        {"musique", {32, "qa_f1", false}},
+        {"dureader", {128, "rouge_l_zh", false}},
+        {"gov_report", {512, "rouge_l", false}},
+        {"qmsum", {512, "rouge_l", false}},
+        {"multi_news", {512, "rouge_l", false}},
+        {"vcsum", {512, "rouge_l_zh", false}},
+        {"trec", {64, "classification", true}},
+        {"triviaqa", {32, "qa_f1", true}},
+        {"samsum", {128, "rouge_l", true}},
+        {"lsht", {64, "classification", true}},
+        {"passage_count", {32, "count", false}},
+        {"passage_retrieval_en", {32, "retrieval", false}},
+        {"passage_retrieval_zh", {32, "retrieval_zh", false}},
+        {"lcc", {64, "code_sim", false}},
+        {"repobench-p", {64, "code_sim", false}}};
+    const json settings = longbench_settings();
+    EXPECT_EQ(settings.size(), wanted.size() + 4);  // and LooGLE's
+    for (const auto& [set, about] : wanted) {
+        ASSERT_TRUE(settings.contains(set)) << set;
+        EXPECT_EQ(std::tuple(settings[set]["max_new_tokens"].get<int>(),
+                             settings[set]["metric"].get<std::string>(),
+                             settings[set]["first_line_only"].get<bool>()),
+                  about)
+            << set;
+    }
+    write("trec.jsonl", json({{"context", "C"},
+                              {"input", "Question: q\nType:"},
+                              {"answers", {"Date"}},
+                              {"all_classes", {"Date"}}})
+                            .dump());
+    const auto data = load_longbench(folder.path());
+    ASSERT_TRUE(data) << data.error().message;
+    EXPECT_EQ(parts(data->examples.at(0)),
+              Parts("Please determine the type of the question below. Here are some examples of "
+                    "questions.\n\nC\n",
+                    "Question: q\nType:"));
+    EXPECT_TRUE(data->examples[0].raw);
+}
+
 // The real sets lie in the folder that HEADKV_TEST_DATA names, as longbench/ and loogle/.
 TEST(RealData, HasEveryRowOfAllSets) {
     const char* const root = std::getenv("HEADKV_TEST_DATA");
@@ -310,11 +352,14 @@ TEST(RealData, HasEveryRowOfAllSets) {
         std::map<std::string, int> rows;
         for (const TaskExample& example : data.examples) {
             EXPECT_FALSE(example.context.empty()) << example.id;
-            EXPECT_EQ(example.question.empty(), example.raw) << example.id;
+            EXPECT_FALSE(example.question.empty()) << example.id;
             ++rows[example.group];
         }
         return rows;
     };
+    json settings;
+    std::ifstream(std::filesystem::path(root) / "longbench/tasks.json") >> settings;
+    EXPECT_EQ(longbench_settings(), settings);
     const auto longbench = load_longbench(std::filesystem::path(root) / "longbench");
     ASSERT_TRUE(longbench) << longbench.error().message;
     EXPECT_EQ(counts(*longbench), (std::map<std::string, int>{{"2wikimqa", 9},

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <set>
 
@@ -115,6 +116,77 @@ TEST(Report, DifferencesFromTheBaselineArePaired) {
     const auto unknown = check_baseline("h2o", head.configs);
     ASSERT_FALSE(unknown);
     EXPECT_NE(unknown.error().message.find("headkv-r2"), std::string::npos);
+}
+
+TEST(Report, LinesOfSingleQuestionsArePairedWithTheBaselinesToo) {
+    ReportHead head = made_up_head();
+    head.baseline = "snapkv";
+    for (const std::string group : {"", "g"}) {
+        std::vector<TaskResult> results;
+        for (int i = 0; i < 4; ++i) {
+            results.push_back(made_up(i, group, 1, 0.5, 0.625));
+            const double score = i % 2 == 0 ? 0.75 : 0.25;
+            for (TaskAnswer& answer : results.back().answers) {
+                const bool mine = answer.method == "headkv-r2";
+                answer.turns = {{"x", score + (mine ? 0.25 : 0), -1}, {"x", score, -1}};
+            }
+        }
+        const Report report = make_report(head, results);
+        ASSERT_EQ(report.rows.size(), 9U);  // all, and the two questions
+        for (const auto& [row, difference] : {std::pair{2, 0.125}, {5, 0.25}, {8, 0.0}}) {
+            const auto& one = report.rows[static_cast<std::size_t>(row)].dbaseline;
+            ASSERT_TRUE(one) << row;
+            EXPECT_DOUBLE_EQ(one->value, difference) << row;
+            EXPECT_DOUBLE_EQ(one->high, difference) << row;
+        }
+        EXPECT_EQ(report.rows[8].group, group.empty() ? "turn 2" : "g/turn 2");
+        EXPECT_FALSE(report.rows[7].dbaseline);  // the baseline itself
+    }
+}
+
+TEST(Report, SkippedLinesOfOneReasonShareASentence) {
+    const std::vector<SkippedLine> skipped = {
+        {"a", 1, "torn"}, {"a", 4, "torn"}, {"a", 5, "no id"}, {"b", 5, "no id"}};
+    EXPECT_EQ(
+        sentences_of(skipped),
+        (std::vector<std::string>{"a, 2 lines from 1 to 4 are left out: torn",
+                                  "a, line 5 is left out: no id", "b, line 5 is left out: no id"}));
+    EXPECT_TRUE(sentences_of({}).empty());
+}
+
+TEST(Report, OfPlainTextHasTheMeasuresOfText) {
+    ReportHead head = made_up_head();
+    head.baseline = "snapkv";
+    std::vector<DivergenceChunk> chunks(2);
+    for (std::int64_t i = 0; i < 2; ++i) {
+        DivergenceChunk& chunk = chunks[static_cast<std::size_t>(i)];
+        chunk.chunk = i;
+        chunk.answers = {{"full", 0, {0, 0}, {1, 1}, {-1, -2}, 1000, 1000, 500},
+                         {"snapkv", 64, {0.5, 1}, {1, 0}, {-2, -2}, 100, 1000, 64},
+                         {"headkv-r2", 64, {0.25, 0}, {1, 1}, {-1, -3}, 50, 1000, 64}};
+    }
+    const Report report = make_report(head, chunks);
+    ASSERT_EQ(report.rows.size(), 3U);
+    EXPECT_EQ(report.examples, 2);
+    const ReportRow& snapkv = report.rows[1];
+    EXPECT_EQ(snapkv.n, 4);
+    EXPECT_EQ(snapkv.score.value, 0.5);
+    EXPECT_EQ(snapkv.dscore.value, -0.5);
+    EXPECT_EQ(snapkv.dlog_probability.value, -0.5);
+    EXPECT_EQ(snapkv.text->divergence.value, 0.75);
+    EXPECT_NEAR(snapkv.text->perplexity, std::exp(2), 1e-12);
+    EXPECT_EQ(report.rows[2].dbaseline->value, 0.5);
+    const json whole = report_json(report);
+    EXPECT_EQ(whole["results"][1]["divergence"], 0.75);
+    EXPECT_NE(report_csv({&report, 1}).find(",0.75,0.75,0.75,1,7.38906\n"), std::string::npos)
+        << report_csv({&report, 1});
+
+    const Perplexity perplexity{20, 0.5, 510, 2};
+    const Report alone = make_report(made_up_head(), perplexity);
+    ASSERT_EQ(alone.rows.size(), 1U);
+    EXPECT_EQ(alone.rows[0].method, "full");
+    EXPECT_EQ(alone.rows[0].text->perplexity, 20);
+    EXPECT_NEAR(alone.rows[0].score.high, 20.98, 1e-9);
 }
 
 TEST(Report, JsonAndCsvCarryTheSame) {

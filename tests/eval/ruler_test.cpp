@@ -43,6 +43,15 @@ TEST(Ruler, AllTasksFitTheirLengthAndComeFromTheSeed) {
     const auto data = made({}, 6000, 2);
     EXPECT_EQ(data.examples.size(), 13U * 2);
     test::expect_well_formed(data, 0.95);
+    const std::map<std::string, std::int64_t> answers = {
+        {"vt", 30}, {"cwe", 120}, {"fwe", 50}, {"qa_1", 32}, {"qa_2", 32}};
+    for (const TaskExample& example : data.examples) {
+        const auto known = answers.find(example.group.substr(0, example.group.find('/')));
+        EXPECT_EQ(example.max_tokens, known == answers.end() ? 128 : known->second) << example.id;
+        EXPECT_LE(prompt_tokens(tiny_tokenizer(), example.context, example.question) +
+                      *example.max_tokens,
+                  6000);
+    }
     EXPECT_EQ(test::written(made({}, 6000, 2)), test::written(data));
     EXPECT_NE(test::written(made({}, 6000, 2, 2)), test::written(data));
     // An example does not depend on which others are made.
@@ -100,7 +109,7 @@ TEST(Ruler, VariablesFormOneChain) {
 }
 
 TEST(Ruler, CommonAndFrequentWordsHaveTheirCounts) {
-    for (const auto& [length, common, rare] : {std::tuple{12000, 30, 3}, std::tuple{4000, 10, 1}}) {
+    for (const auto& [length, common, rare] : {std::tuple{12000, 30, 3}, std::tuple{4000, 6, 1}}) {
         for (const TaskExample& example : made({"cwe"}, length).examples) {
             const auto found = counts(example.context);
             EXPECT_EQ(example.answers.size(), 10U);
@@ -118,16 +127,21 @@ TEST(Ruler, CommonAndFrequentWordsHaveTheirCounts) {
     for (const TaskExample& example : made({"fwe"}, 3000).examples) {
         const std::string text = example.context.substr(example.context.find("\n\n") + 2);
         auto found = counts(text);
-        const int dots = found["....."];
+        const int dots = found["..."];
         const int third = found[example.answers[2]];
         EXPECT_GT(dots, found[example.answers[0]]);
         EXPECT_GT(found[example.answers[0]], found[example.answers[1]]);
         EXPECT_GT(found[example.answers[1]], third);
         for (const auto& [word, n] : found) {
-            if (word != "....." && std::find(example.answers.begin(), example.answers.end(),
-                                             word) == example.answers.end()) {
+            if (word != "..." && std::find(example.answers.begin(), example.answers.end(), word) ==
+                                     example.answers.end()) {
                 EXPECT_LT(n, third) << word;
             }
+        }
+        // Zeta with alpha 2: a fourth, a ninth, a sixteenth of the dots, less than one word less.
+        for (std::size_t k = 2; k <= 4; ++k) {
+            const double expected = static_cast<double>(dots) / static_cast<double>(k * k);
+            EXPECT_NEAR(found[example.answers[k - 2]], expected, 1) << k;
         }
     }
 }

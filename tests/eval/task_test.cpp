@@ -186,6 +186,39 @@ TEST_F(TaskOnTinyModel, CutsTheMiddleOfAPromptBeyondTheContextAndKeepsTheQuestio
     }
 }
 
+TEST_F(TaskOnTinyModel, AVerbatimPromptHasNothingAddedAndIsCutBetweenItsParts) {
+    const Tokenizer& tokenizer = model_->tokenizer();
+    example_.verbatim = true;
+    example_.context += '\n';
+    example_.question = "Type of one:";
+    for (const bool aware : {true, false}) {
+        settings_.query_aware = aware;
+        std::int64_t cut = 0;
+        const auto asked = ask(*model_, example_, settings_, cut).value();
+        EXPECT_EQ(asked.prompt, tokenizer.encode(example_.context + example_.question));
+        EXPECT_EQ(tokenizer.decode(asked.reference), " word7");
+        const auto tail = tokenizer.decode(std::span(asked.prompt).subspan(asked.compressed));
+        EXPECT_EQ(tail, aware ? "" : "Type of one:");
+        // Behind white space an answer begins without a blank.
+        example_.question += '\n';
+        const auto line = ask(*model_, example_, settings_, cut).value();
+        EXPECT_EQ(tokenizer.decode(line.reference), "word7");
+        example_.question.pop_back();
+    }
+    example_.question.clear();
+    EXPECT_FALSE(ask(*model_, example_, settings_, settings_.limit));
+}
+
+TEST(FirstLine, EndsBeforeTheNewlineBehindSomething) {
+    for (const auto& [text, line] : {std::pair{"", ""},
+                                     {"Date", "Date"},
+                                     {" Date\n\nQuestion", " Date"},
+                                     {"\n \nDate\nx", "\n \nDate"},
+                                     {" \n\n", " \n\n"}}) {
+        EXPECT_EQ(first_line(text), line);
+    }
+}
+
 TEST_F(TaskOnTinyModel, OnePrefillAnswersForAllAndLeavesNoSequenceBehind) {
     for (const bool aware : {true, false}) {
         settings_.query_aware = aware;
