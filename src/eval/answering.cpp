@@ -11,25 +11,49 @@
 namespace headkv {
 namespace {
 
-// Log-probabilities of the reference, read from a copy of the sequence in one call.
-Result<std::vector<double>> score_reference(Engine& engine, SequenceId sequence,
-                                            std::span<const Token> reference,
-                                            std::span<const float> first_logits) {
-    auto copy = engine.copy(sequence);
-    if (!copy) return tl::unexpected(copy.error());
-    const Sequences guard(engine, {*copy});
-    std::vector<double> each = {log_probability(first_logits, reference[0])};
-    std::vector<DecodeInput> inputs;
-    for (std::size_t i = 0; i + 1 < reference.size(); ++i) {
-        inputs.push_back({*copy, reference[i], true});
+// Tokens of one decode call: enough that matrices are multiplied at the speed of a prompt, few
+// enough that their logits find room (150 MB with a vocabulary of 150,000).
+constexpr std::size_t kTokensAtOnce = 256;
+
+// Log-probabilities of the reference behind every sequence, [sequences], read from copies. Several
+// sequences share a call; calls are of about equal length, so that all sequences are computed
+// alike.
+Result<std::vector<std::vector<double>>> score_reference(
+    Engine& engine, std::span<const SequenceId> sequences, std::span<const Token> reference,
+    std::span<const std::vector<float>> first_logits) {
+    std::vector<std::vector<double>> scores;
+    for (const auto& logits : first_logits) {
+        scores.push_back({log_probability(logits, reference[0])});
     }
-    if (!inputs.empty()) {
+    const std::size_t each = reference.size() - 1;
+    if (each == 0) return scores;
+    const std::size_t fit = std::max<std::size_t>(1, kTokensAtOnce / each);
+    const std::size_t calls = (sequences.size() + fit - 1) / fit;
+    for (std::size_t call = 0; call < calls; ++call) {
+        const auto first = sequences.size() * call / calls;
+        const auto end = sequences.size() * (call + 1) / calls;
+        std::vector<SequenceId> ids;
+        for (auto i = first; i < end; ++i) {
+            const auto copy = engine.copy(sequences[i]);
+            if (!copy) {
+                const Sequences guard(engine, std::move(ids));
+                return tl::unexpected(copy.error());
+            }
+            ids.push_back(*copy);
+        }
+        const Sequences copies(engine, std::move(ids));
+        std::vector<DecodeInput> inputs;
+        inputs.reserve(copies.ids().size() * each);
+        for (const SequenceId copy : copies.ids()) {
+            for (std::size_t i = 0; i < each; ++i) inputs.push_back({copy, reference[i], true});
+        }
         if (auto done = engine.decode(inputs); !done) return tl::unexpected(done.error());
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            scores[first + i / each].push_back(
+                log_probability(engine.logits(i), reference[i % each + 1]));
+        }
     }
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-        each.push_back(log_probability(engine.logits(i), reference[i + 1]));
-    }
-    return each;
+    return scores;
 }
 
 struct Greedy {
@@ -116,10 +140,10 @@ Result<Exchange> exchange(Engine& engine, const Asked& asked, std::span<const Se
             if (!read) return tl::unexpected(read.error());
             first_logits.push_back(std::move(*read));
         }
-        auto score = score_reference(engine, sequences[i], reference, first_logits.back());
-        if (!score) return tl::unexpected(score.error());
-        result.log_probability.push_back(std::move(*score));
     }
+    auto scores = score_reference(engine, sequences, reference, first_logits);
+    if (!scores) return tl::unexpected(scores.error());
+    result.log_probability = std::move(*scores);
     auto answers = greedy_answers(engine, asked, sequences, first_logits);
     if (!answers) return tl::unexpected(answers.error());
     result.answers = std::move(*answers);
