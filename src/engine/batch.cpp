@@ -129,7 +129,9 @@ void Batch::Impl::read() {
     const auto start = Clock::now();
     while (!waiting.empty() && static_cast<std::int64_t>(running.size()) < options.slots) {
         const double left = options.max_stall_ms - ms_since(start);
-        const auto done = read_step(*waiting.front(), running.empty() ? 0 : std::max(left, 0.0));
+        // Even where nothing is left one small step is done; 0 would be no limit.
+        const double budget = running.empty() ? 0 : std::max(left, 1e-9);
+        const auto done = read_step(*waiting.front(), budget);
         if (!done || *done) {
             auto job = std::move(waiting.front());
             waiting.pop_front();
