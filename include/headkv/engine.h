@@ -27,6 +27,8 @@ struct EngineOptions {
     std::int64_t chunk = 512;
     std::int64_t slots =
         1;  // sequences expected to decode together: devices reserve memory for them
+    // Engine::attention() will be asked for: devices keep the queries that it needs.
+    bool keep_queries = false;
     // For tests: computes with ggml's own operations alone, as on a GPU, on every device.
     bool stock_operations = false;
     // Most bytes of a device's memory that weights, caches and work may take; what its driver takes
@@ -159,8 +161,8 @@ public:
     std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId sequence) const;
 
     // Attention weights of the newest query of one layer over the rows held: [query_heads][rows],
-    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration; nothing
-    // on other devices than the CPU.
+    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration. Empty
+    // where nothing has been decoded; devices need EngineOptions::keep_queries.
     std::vector<std::vector<float>> attention(SequenceId sequence, std::int64_t layer) const;
 
 private:

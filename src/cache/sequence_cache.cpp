@@ -41,9 +41,20 @@ void gather_stored(kernels::RowType type, std::byte* to, const Half* from,
     std::vector<float> row(size(dim));
     for (const auto position : keep) {
         kernel.to_float(from + position * dim, row.data(), dim);
+        kernels::rotate(row.data(), dim);
         kernels::store_row(type, row.data(), dim, to);
         to += bytes;
     }
+}
+
+void store_rotated(kernels::RowType type, const float* from, std::int64_t dim, std::byte* to) {
+    thread_local std::vector<float> row;
+    if (kernels::rotated(type)) {
+        row.assign(from, from + dim);
+        kernels::rotate(row.data(), dim);
+        from = row.data();
+    }
+    kernels::store_row(type, from, dim, to);
 }
 
 [[maybe_unused]] bool divides(kernels::RowType type, std::int64_t dim) {
@@ -172,9 +183,8 @@ void SequenceCache::store(std::int64_t layer, std::int64_t head, std::int64_t in
                           const float* key, const float* value) {
     const auto place = this->head(layer, head);
     assert(index < place.capacity);
-    kernels::store_row(shape_.type_k, key, shape_.dim_k, place.keys + index * shape_.key_bytes());
-    kernels::store_row(shape_.type_v, value, shape_.dim_v,
-                       place.values + index * shape_.value_bytes());
+    store_rotated(shape_.type_k, key, shape_.dim_k, place.keys + index * shape_.key_bytes());
+    store_rotated(shape_.type_v, value, shape_.dim_v, place.values + index * shape_.value_bytes());
 }
 
 void SequenceCache::append(std::int64_t first_position, std::int64_t count) {

@@ -1,6 +1,7 @@
 // The rows of one sequence: per layer and KV head exactly the memory that its plan and reserve ask
 // for. One group a head (DESIGN section 5, CPU): capacities are exact, nothing is padding. Keys and
-// values are each stored as one of kernels::RowType.
+// values are each stored as one of kernels::RowType, rotated where that is quantised: queries must
+// be, too, and what attention gives must be turned back (kernels::rotate).
 #pragma once
 
 #include <cstddef>
@@ -65,7 +66,8 @@ public:
     // Rows [begin, end) of a head, for the kernels: those held, and those written behind them.
     kernels::Rows rows(std::int64_t layer, std::int64_t head, std::int64_t begin,
                        std::int64_t end) const;
-    // Writes row `index` of a head from f32 values [dim_k], [dim_v]; index < capacity.
+    // Writes row `index` of a head from f32 values, not rotated, [dim_k], [dim_v]; index <
+    // capacity.
     void store(std::int64_t layer, std::int64_t head, std::int64_t index, const float* key,
                const float* value);
     // Declares `count` rows written behind the last one of every head, at these positions.

@@ -96,12 +96,6 @@ Result<void> run(Arguments& arguments) {
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     const ModelInfo& info = (*model)->info();
-    if (info.device != "cpu") {
-        return bad_input(
-            "--device {}: head scores are measured on the CPU (the attention of single heads is "
-            "not read from other devices yet); use --device cpu",
-            info.device);
-    }
     CalibrationSettings& settings = arguments.settings;
     settings.kind = arguments.kind == "r" ? ScoreKind::r : ScoreKind::r2;
     settings.chat = *chat;
@@ -110,7 +104,9 @@ Result<void> run(Arguments& arguments) {
         arguments.needles.empty()) {
         settings.limit = default_probes;
     }
-    auto engine = Engine::create(*model, arguments.model.engine);
+    auto options = arguments.model.engine;
+    options.keep_queries = true;
+    auto engine = Engine::create(*model, options);
     if (!engine) return tl::unexpected(engine.error());
 
     auto probes = plan_probes(settings.lengths, settings.depths,

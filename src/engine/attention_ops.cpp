@@ -46,6 +46,15 @@ void start_state(SoftmaxState state, std::int64_t queries, std::int64_t stride) 
     std::fill_n(state.out, queries * stride, 0.0F);
 }
 
+// Sums over values that are stored rotated, as they would be over the values themselves.
+void turn_back(const SequenceCache& cache, const SoftmaxState& state, std::int64_t queries,
+               std::int64_t stride) {
+    if (!kernels::rotated(cache.shape().type_v)) return;
+    for (std::int64_t i = 0; i < queries; ++i) {
+        kernels::rotate(state.out + i * stride, cache.shape().dim_v);
+    }
+}
+
 // Divides and writes the heads of one group where the output wants them.
 void write_output(const AttentionShape& shape, const SoftmaxState& state, std::int64_t stride,
                   std::int64_t first, std::int64_t count, std::int64_t head, float* out) {
@@ -386,6 +395,11 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
     float* base = unit.state >= 0 ? states_.data() + unit.state : own;
     const SoftmaxState state{base, base + queries, base + 2 * queries};
     gather_queries(shape_, floats(out->src[0]), slot.first, slot.count, unit.head, q);
+    if (kernels::rotated(cache.shape().type_k)) {
+        for (std::int64_t i = 0; i < queries; ++i) {
+            kernels::rotate(q + i * shape_.dim_k, shape_.dim_k);
+        }
+    }
     start_state(state, queries, stride);
 
     thread_local std::vector<std::int64_t> visible;
@@ -435,6 +449,7 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
         }
     }
     if (unit.state < 0) {
+        turn_back(cache, state, queries, stride);
         write_output(shape_, state, stride, slot.first, slot.count, unit.head, floats(out));
     } else if (left_[size(unit.join)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
         join(unit, layer, out);
@@ -466,6 +481,7 @@ void DecodeAttention::join(const Unit& last, std::int64_t layer, ggml_tensor* ou
             for (std::int64_t i = 0; i < stride; ++i) sum[i] = sum[i] * mine + values[i] * theirs;
         }
     }
+    turn_back(*slot.cache, total, queries, stride);
     write_output(shape_, total, stride, slot.first, slot.count, last.head, floats(out));
 }
 

@@ -1,7 +1,13 @@
 #include "engine/compute.h"
 
 #include <algorithm>
+#include <bit>
+#include <cassert>
 #include <chrono>
+#include <cstdlib>
+#include <set>
+
+#include "kernels/attention.h"
 
 namespace headkv {
 
@@ -18,7 +24,13 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
         return failure("no memory is left on {}", ggml_backend_name(result->backend_.get()));
     }
     result->passing_ = result->new_key();
-    if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) return result;
+    if (auto made = result->make_rotations(model.impl().hyper); !made) {
+        return tl::unexpected(made.error());
+    }
+    if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        result->launch_attention_alone();
+        return result;
+    }
     // One pool for all graphs: threads that stay awake between the steps of an answer.
     auto params = ggml_threadpool_params_default(result->threads_);
     result->pool_.reset(ggml_threadpool_new(&params));
@@ -28,6 +40,70 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
     ggml_backend_cpu_set_n_threads(result->backend_.get(), result->threads_);
     ggml_backend_cpu_set_threadpool(result->backend_.get(), result->pool_.get());
     return result;
+}
+
+void Compute::launch_attention_alone() const {
+    constexpr const char* kName = "GGML_CUDA_PDL";
+    if (std::getenv(kName) != nullptr) return;  // somebody's own choice
+    const auto context = make_context(16);
+    auto* c = context.get();
+    constexpr std::int64_t kDim = 64, kRows = 256;
+    auto* query = ggml_new_tensor_4d(c, GGML_TYPE_F32, kDim, 1, 1, 1);
+    auto* keys = ggml_new_tensor_4d(c, GGML_TYPE_F16, kDim, kRows, 1, 1);
+    auto* values = ggml_new_tensor_4d(c, GGML_TYPE_F16, kDim, kRows, 1, 1);
+    auto* mask = ggml_new_tensor_4d(c, GGML_TYPE_F16, kRows, 1, 1, 1);
+    const ggml_backend_buffer_ptr inputs(ggml_backend_alloc_ctx_tensors(c, backend_.get()));
+    if (!inputs) return;
+    ggml_backend_buffer_clear(inputs.get(), 0);
+    auto* graph = new_graph(c, 8, passing_);
+    ggml_build_forward_expand(graph,
+                              ggml_flash_attn_ext(c, query, keys, values, mask, 1.0F, 0.0F, 0.0F));
+    WorkMemory work(backend_.get());
+    if (!work.place(graph)) return;
+    setenv(kName, "0", 0);
+    static_cast<void>(run(graph));
+    unsetenv(kName);
+}
+
+Result<void> Compute::make_rotations(const Hyper& hyper) {
+    std::set<std::int64_t> dims;
+    for (const auto dim : {hyper.head_dim_k, hyper.head_dim_v}) {
+        if (dim % kernels::kQuantBlock == 0) dims.insert(dim);
+    }
+    if (dims.empty()) return {};
+    rotations_context_ = make_context(static_cast<std::int64_t>(dims.size()));
+    for (const auto dim : dims) {
+        rotations_.push_back(ggml_new_tensor_2d(rotations_context_.get(), GGML_TYPE_F32, dim, dim));
+    }
+    rotations_buffer_.reset(
+        ggml_backend_alloc_ctx_tensors(rotations_context_.get(), backend_.get()));
+    if (!rotations_buffer_) {
+        return failure("no memory is left on {}", ggml_backend_name(backend_.get()));
+    }
+    for (auto* matrix : rotations_) {
+        const auto dim = matrix->ne[0];
+        std::vector<float> values(static_cast<std::size_t>(dim * dim), 0.0F);
+        for (std::int64_t i = 0; i < dim; ++i) {
+            values[static_cast<std::size_t>(i * dim + i)] = 1;
+            kernels::rotate(values.data() + i * dim, dim);
+        }
+        ggml_backend_tensor_set(matrix, values.data(), 0, ggml_nbytes(matrix));
+    }
+    return {};
+}
+
+ggml_tensor* Compute::rotated(ggml_context* context, ggml_tensor* x) const {
+    const auto found =
+        std::ranges::find(rotations_, x->ne[0], [](auto* one) { return one->ne[0]; });
+    assert(found != rotations_.end() && ggml_is_contiguous(x));
+    auto* product = ggml_mul_mat(context, *found, x);
+    // A whole matrix of this kind is known to some backends, which then do without multiplying.
+    if (std::has_single_bit(static_cast<std::uint64_t>(x->ne[0]))) {
+        ggml_mul_mat_set_hint(product, GGML_HINT_SRC0_IS_HADAMARD);
+    } else {
+        ggml_mul_mat_set_prec(product, GGML_PREC_F32);
+    }
+    return product;
 }
 
 Result<void> Compute::run(ggml_cgraph* graph) const {

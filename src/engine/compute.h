@@ -36,9 +36,20 @@ public:
     ggml_tensor* key_of_passing_graphs() const { return passing_; }
     ggml_tensor* new_key();
 
+    // kernels::rotate on the device: x [dim, ...] f32, contiguous, of one of the model's head dims,
+    // which must be a multiple of kernels::kQuantBlock.
+    ggml_tensor* rotated(ggml_context* context, ggml_tensor* x) const;
+
 private:
     Compute() = default;
+    // ggml's CUDA backend (0.20.2) lets a kernel begin while the one before it ends (programmatic
+    // dependent launch). In recorded graphs its vector kernel for attention then gives wrong
+    // values, other ones in every run (seen on an H100). The backend looks at GGML_CUDA_PDL when a
+    // kind of kernel is launched for the first time: here attention is launched without, and all
+    // other kinds keep what they gain by it. Must come before any other attention.
+    void launch_attention_alone() const;
     Result<void> checked(ggml_status status) const;
+    Result<void> make_rotations(const Hyper& hyper);
     struct FreePool {
         void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
     };
@@ -48,6 +59,9 @@ private:
     std::vector<ggml_context_ptr> keys_;  // the anchor, then views of it
     ggml_tensor* anchor_ = nullptr;
     ggml_tensor* passing_ = nullptr;
+    ggml_context_ptr rotations_context_;
+    ggml_backend_buffer_ptr rotations_buffer_;
+    std::vector<ggml_tensor*> rotations_;  // [dim, dim] of each head dim
     int threads_ = 1;
 };
 

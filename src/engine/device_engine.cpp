@@ -58,6 +58,7 @@ struct DeviceEngine::Attention {
         std::vector<ggml_tensor*> rows;                   // [patterns] i32 [slots x kv_heads]
         ggml_tensor *log = nullptr, *log_rows = nullptr;  // null: none is kept
     };
+    const Compute& compute;
     ggml_context* c;
     ggml_cgraph* graph;
     const AttentionShape& shape;
@@ -77,6 +78,23 @@ struct DeviceEngine::Attention {
             constants.emplace_back(tensor, values);
         }
         return tensor;
+    }
+
+    // What a share's cache wants of a layer's projections: as they are or, for quantised rows,
+    // rotated. `turned`: those made for this layer already.
+    GraphBuilder::Projections wanted(const DeviceCache::Shape& cache,
+                                     const GraphBuilder::Projections& part,
+                                     GraphBuilder::Projections& turned) const {
+        const auto turn = [&](ggml_tensor* from, ggml_tensor*& known) {
+            return known = known != nullptr ? known : compute.rotated(c, from);
+        };
+        auto result = part;
+        if (ggml_is_quantized(cache.type_k)) {
+            result.q = turn(part.q, turned.q);
+            result.k = turn(part.k, turned.k);
+        }
+        if (ggml_is_quantized(cache.type_v)) result.v = turn(part.v, turned.v);
+        return result;
     }
 
     // [dim_v * query_heads, slots] of one share; its tokens begin at `first`.
@@ -141,6 +159,10 @@ struct DeviceEngine::Attention {
             done += columns;
         }
         if (!in_order) all = ggml_get_rows(c, all, constant(back));
+        if (ggml_is_quantized(cache.shape().type_v)) {
+            all =
+                compute.rotated(c, ggml_reshape_2d(c, all, shape.dim_v, group * slots * kv_heads));
+        }
         return ggml_reshape_2d(c, all, shape.dim_v * shape.heads.query_heads, slots);
     }
 };
@@ -163,11 +185,13 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
     const bool grows = method.recipe().allocate == AllocateStep::all;
     const auto reserve =
         std::max<std::int64_t>(1, grows ? expected_new_tokens : config.options.reserve);
+    const auto observe =
+        std::max<std::int64_t>(options_.keep_queries ? 1 : 0, method.observe_answer());
     std::string key;
     if (method.recipe().allocate != AllocateStep::adaptive) {
         key = fmt::format("{} {} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
                           ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve),
-                          method.observe_answer());
+                          observe);
         for (const auto rows : method.plan().rows) key += fmt::format(" {}", rows);
         // A cache whose slots are all taken stays with its sequences; the next ones get another.
         const auto found = caches_.find(key);
@@ -179,7 +203,7 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
                                    ggml_type_of(config.store.values),
                                    reserve,
                                    key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots),
-                                   method.observe_answer()};
+                                   observe};
     auto cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
     if (!key.empty()) caches_[key] = cache;
     return {cache, cache->take_slot()};
@@ -323,16 +347,18 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
     }
     std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
     std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> constants;
-    const Attention attention{c, step.graph, shape_, shares, inputs, gathers, constants};
+    const Attention attention{compute_, c, step.graph, shape_, shares, inputs, gathers, constants};
     const GraphBuilder build{c, impl.hyper, impl.weights, nullptr};
     auto* x = build.embed(ids);
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         const auto& weights = impl.weights.layers[size(layer)];
         const auto part = build.project(weights, x, positions);
+        GraphBuilder::Projections turned{};
         ggml_tensor* all = nullptr;
         std::int64_t first = 0;
         for (std::size_t i = 0; i < shares.size(); ++i) {
-            auto* one = attention.of(i, layer, first, part);
+            const auto mine = attention.wanted(shares[i].cache->shape(), part, turned);
+            auto* one = attention.of(i, layer, first, mine);
             all = all == nullptr ? one : ggml_concat(c, all, one, 1);
             first += shares[i].slots;
         }
@@ -390,6 +416,7 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
     }
     for (auto& share : shares) {
         share.slots = share.cache->span();
+        share.logs = options_.keep_queries;
         // The last queries before the reserve is full do the next selection.
         for (const auto* input : of_slot[share.cache.get()]) {
             if (input == nullptr) continue;
@@ -420,11 +447,6 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
     for (std::size_t i = 0; i < shares.size(); ++i) pack_share(step, i, of_slot, packed, next);
     auto* backend = compute_.backend();
     ggml_backend_tensor_set_async(backend, step.packed, packed.data(), 0, ggml_nbytes(step.packed));
-    // A recorded graph over several caches gave wrong values for some of them (ggml 0.20.2 on an
-    // H100; computed node by node it is right): a key that changes keeps such graphs from being
-    // recorded.
-    if (step.shares.size() > 1)
-        ++step.key->op_params[GGML_MAX_OP_PARAMS / sizeof(std::int32_t) - 1];
     if (auto done = compute_.start(step.graph); !done) return done;
     token_of_.clear();
     best_.clear();
@@ -595,11 +617,35 @@ Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     return {};
 }
 
-Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& sequence) {
+std::vector<std::vector<float>> DeviceEngine::attention(SequenceId id, std::int64_t layer) {
+    const auto& sequence = sequences_.at(id);
+    if (sequence.logged == 0) return {};
+    if (attention_.sequence != id || attention_.tokens != sequence.tokens) {
+        auto layers = observed(sequence, 1);
+        if (!layers) return {};
+        attention_ = {id, sequence.tokens, std::move(*layers)};
+    }
+    const auto group = shape_.heads.group();
+    const float* values = attention_.layers[size(layer)].data();
+    std::vector<std::vector<float>> result(size(shape_.heads.query_heads));
+    for (const auto& one : sequence.cache->layer(layer).groups) {
+        const auto& about = sequence.cache->row_class(one.row_class);
+        for (std::int64_t g = 0; g < group; ++g) {
+            for (std::int64_t i = 0; i < about.heads; ++i, values += about.capacity) {
+                const auto held = about.count[size(sequence.slot * about.heads + i)];
+                result[size(one.heads[size(i)] * group + g)].assign(values, values + held);
+            }
+        }
+    }
+    return result;
+}
+
+Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& sequence,
+                                                               std::int64_t most) {
     auto& cache = *sequence.cache;
     const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
     const auto group = shape_.heads.group(), ring = cache.shape().observe;
-    const auto queries = std::min(ring, sequence.logged);
+    const auto queries = std::min({ring, sequence.logged, most});
     const auto width = shape_.dim_k * group;
     auto log = cache.log();
     if (!log) return tl::unexpected(log.error());
@@ -765,7 +811,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
     const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
     std::vector<std::vector<float>> seen;
     if (method.observe_answer() > 0) {
-        auto attention = observed(sequence);
+        auto attention = observed(sequence, method.observe_answer());
         if (!attention) return tl::unexpected(attention.error());
         seen = std::move(*attention);
     }

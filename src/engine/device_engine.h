@@ -48,6 +48,8 @@ public:
     Result<SequenceId> copy(SequenceId id, SequenceId& next);
     SequenceInfo info(SequenceId id) const;
     std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId id) const;
+    // As Engine::attention; one pass over all layers serves every layer of a step.
+    std::vector<std::vector<float>> attention(SequenceId id, std::int64_t layer);
 
 private:
     struct Sequence {
@@ -84,9 +86,9 @@ private:
     // Room for one more row of every head: cuts the heads back to what the method allows them, by
     // the same score and selection as the prompt; where that frees nothing, more memory.
     Result<void> make_room(Sequence& sequence);
-    // Mean attention of the last queries over the rows held, [layers] and within a layer its groups
-    // one behind the other, [group of queries][heads][capacity].
-    Result<std::vector<std::vector<float>>> observed(const Sequence& sequence);
+    // Mean attention of the last queries, at most `most`, over the rows held, [layers] and within a
+    // layer its groups one behind the other, [group of queries][heads][capacity].
+    Result<std::vector<std::vector<float>>> observed(const Sequence& sequence, std::int64_t most);
     // Rows `keep` (indices into those held, [layers x kv_heads]) of a sequence into a slot of `to`,
     // which may be its own.
     Result<void> keep_rows(const Sequence& from, DeviceCache& to, std::int64_t slot,
@@ -116,6 +118,11 @@ private:
     std::vector<float> logits_;
     std::vector<std::size_t> token_of_;  // of each input: its column in the step
     std::vector<Token> best_;
+    struct {
+        SequenceId sequence = -1;
+        std::int64_t tokens = 0;
+        std::vector<std::vector<float>> layers;  // as observed() gives them
+    } attention_;                                // of the last query that was asked for
     std::int64_t peak_bytes_ = 0;
 };
 

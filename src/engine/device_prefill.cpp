@@ -350,6 +350,7 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
             auto* all = ggml_reshape_2d(c, from, from->ne[0], padded_ * from->ne[2]);
             auto* held = ggml_reshape_2d(c, to, to->ne[0], to->ne[1] * to->ne[3]);
             auto* taken = ggml_get_rows(c, all, rows_from);
+            if (ggml_is_quantized(to->type)) taken = compute_.rotated(c, taken);
             ggml_build_forward_expand(graph, ggml_set_rows(c, held, taken, rows_to));
         };
         move(keys_[pending_ % 2], group.keys);

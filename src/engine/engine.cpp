@@ -408,6 +408,7 @@ std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence,
         for (std::int64_t i = 0; i < count; ++i) {
             const float* from = log.at(log.written - count + i, layer) + head * shape.dim_k;
             for (std::int64_t d = 0; d < shape.dim_k; ++d) q[size(d)] = from[d] * shape.scale;
+            if (kernels::rotated(cache.shape().type_k)) kernels::rotate(q.data(), shape.dim_k);
             const auto seen = held - count + i + 1;
             kernel.dot_keys(q.data(), 1, cache.rows(layer, kv_head, 0, seen), shape.dim_k,
                             scores.data(), seen);
@@ -685,7 +686,10 @@ std::vector<std::vector<std::vector<std::int32_t>>> Engine::positions(SequenceId
 }
 
 std::vector<std::vector<float>> Engine::attention(SequenceId sequence, std::int64_t layer) const {
-    if (impl_->device) return {};
+    if (impl_->device) {
+        return impl_->device->holds(sequence) ? impl_->device->attention(sequence, layer)
+                                              : std::vector<std::vector<float>>();
+    }
     const auto found = impl_->sequences.find(sequence);
     if (found == impl_->sequences.end()) return {};
     return impl_->observed(found->second, layer, 1);

@@ -62,6 +62,14 @@ struct Rows {
 // ggml's reference quantisers do; f16 as Kernels::to_half does.
 void store_row(RowType type, const float* from, std::int64_t dim, std::byte* to);
 
+// Rows of quantised types are stored rotated: products of keys and queries stay what they are when
+// both are, and what stands out in a few dimensions, which would take a block's whole range, is
+// spread over all of them (arXiv 2404.00456 does it to weights and caches). In place, its own
+// inverse: the Walsh-Hadamard transform over sqrt(n), in blocks of n = the largest power of two
+// that divides `dim`.
+void rotate(float* row, std::int64_t dim);
+constexpr bool rotated(RowType type) { return type != RowType::f16; }
+
 // Most queries that one call of the functions below takes.
 inline constexpr std::int64_t kMostQueries = 192;
 // Keys of one tile of the prefill kernel.

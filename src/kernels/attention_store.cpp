@@ -66,6 +66,24 @@ void store_q4_block(const float* from, std::byte* to) {
 
 }  // namespace
 
+void rotate(float* row, std::int64_t dim) {
+    const auto block = dim & -dim;
+    const float factor = 1 / std::sqrt(static_cast<float>(block));
+    for (std::int64_t begin = 0; begin < dim; begin += block) {
+        float* x = row + begin;
+        for (std::int64_t half = 1; half < block; half *= 2) {
+            for (std::int64_t first = 0; first < block; first += 2 * half) {
+                for (std::int64_t i = first; i < first + half; ++i) {
+                    const float sum = x[i] + x[i + half];
+                    x[i + half] = x[i] - x[i + half];
+                    x[i] = sum;
+                }
+            }
+        }
+        for (std::int64_t i = 0; i < block; ++i) x[i] *= factor;
+    }
+}
+
 void store_row(RowType type, const float* from, std::int64_t dim, std::byte* to) {
     if (type == RowType::f16) {
         best().to_half(from, reinterpret_cast<Half*>(to), dim);

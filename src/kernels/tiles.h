@@ -56,8 +56,8 @@ struct TileKernels {
     void (*pack_values)(const Half* rows, std::int64_t count, std::int64_t dim, Bf16* to);
 
     // out [queries][dims.v] = softmax attention of q [queries][dims.k] (already scaled) over rows
-    // [0, visible[i]) of each, visible[i] >= 1. At most kMostQueries queries. `work` as long as
-    // attend_work_floats() says.
+    // [0, visible[i]) of each, visible[i] >= 1. At most kMostQueries queries. `work` on a boundary
+    // of 64 bytes, as long as attend_work_floats() says.
     void (*attend)(const float* q, std::int64_t queries, const std::int64_t* visible,
                    PackedRows rows, HeadDims dims, float* out, float* work);
     std::int64_t (*attend_work_floats)(HeadDims dims);

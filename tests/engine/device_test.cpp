@@ -104,7 +104,7 @@ TEST_P(Device, KeepsAndSaysWhatTheCpuDoes) {
         const auto said = steps(*device, ours.sequences[0], tokens);
         const auto wanted = steps(*pair.engine, right.sequences[0], tokens);
         for (std::size_t i = 0; i < tokens.size(); ++i) {
-            EXPECT_LT(logit_error(said[i], wanted[i]), 0.02) << length;
+            EXPECT_LT(logit_error(said[i], wanted[i]), 0.02) << length << ", step " << i;
         }
         device->release(ours.sequences[0]);
         pair.engine->release(right.sequences[0]);
@@ -143,6 +143,21 @@ TEST_P(Device, TheSameAloneAndAmongOthers) {
         EXPECT_TRUE(shared->positions(together[which]) == device->positions(alone)) << which;
         EXPECT_LT(logit_error(last[which], right), tolerance()) << which;
         device->release(alone);
+    }
+}
+
+// Sequences of one cache that hold different numbers of rows.
+TEST_P(Device, TheSameBesideALongerAnswer) {
+    const auto shared = other(2);
+    const auto prompt = random_tokens(300, 35);
+    const auto longer = read(*shared, random_tokens(300, 36), config()).sequences.at(0);
+    const auto late = read(*shared, prompt, config()).sequences.at(0);
+    for (const Token token : random_tokens(90, 37)) step(*shared, longer, token);
+    const auto alone = read(*device, prompt, config()).sequences.at(0);
+    for (const Token token : random_tokens(6, 38)) {
+        const std::vector<DecodeInput> inputs{{longer, 5, true}, {late, token, true}};
+        ASSERT_TRUE(shared->decode(inputs));
+        EXPECT_LT(logit_error(shared->logits(1), step(*device, alone, token)), tolerance());
     }
 }
 
@@ -245,6 +260,36 @@ TEST_P(Device, ACopyTakesItsLogAlong) {
     EXPECT_LT(logit_error(mine, theirs), tolerance());
     EXPECT_GT(overlap(device->positions(first), device->positions(*twin)),
               tolerance() < 0.01 ? 0.999 : 0.97);
+}
+
+TEST_P(Device, TellsTheAttentionThatTheCpuTells) {
+    auto made = Engine::create(
+        there, {.chunk = 256, .slots = 2, .keep_queries = true, .stock_operations = true});
+    ASSERT_TRUE(made);
+    auto& engine = **made;
+    const auto prompt = random_tokens(300, 47);
+    read(engine, random_tokens(40, 48), config());  // whoever is beside it
+    const auto ours = read(engine, prompt, config()).sequences.at(0);
+    const auto right = read(*pair.engine, prompt, config()).sequences.at(0);
+    EXPECT_TRUE(engine.attention(ours, 0).empty()) << "no query has been decoded";
+    if (overlap(engine.positions(ours), pair.engine->positions(right)) < 1) return;
+    for (const Token token : random_tokens(3, 49)) {
+        step(engine, ours, token);
+        step(*pair.engine, right, token);
+        for (std::int64_t layer = 0; layer < shape().layers; ++layer) {
+            const auto mine = engine.attention(ours, layer);
+            const auto theirs = pair.engine->attention(right, layer);
+            ASSERT_EQ(mine.size(), theirs.size());
+            for (std::size_t head = 0; head < mine.size(); ++head) {
+                ASSERT_EQ(mine[head].size(), theirs[head].size()) << layer << " " << head;
+                for (std::size_t row = 0; row < mine[head].size(); ++row) {
+                    EXPECT_NEAR(mine[head][row], theirs[head][row], 1e-2);
+                }
+            }
+        }
+    }
+    engine.release(ours);
+    EXPECT_TRUE(engine.attention(ours, 0).empty());
 }
 
 TEST_P(Device, ACopyGoesItsOwnWay) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -167,6 +168,34 @@ TEST(StoreRow, EqualsReferenceQuantisersOfGgml) {
                 ggml_traits(type).from_float_ref(row.data(), theirs.data(), dim);
                 ASSERT_EQ(ours, theirs) << static_cast<int>(type) << " " << dim << " " << seed;
             }
+        }
+    }
+}
+
+// Element (i, j) of the Walsh-Hadamard matrix of n rows is -1 to the number of bits that i and j
+// share, over sqrt(n).
+TEST(RotateRow, EqualsNaiveAndIsItsOwnInverse) {
+    std::mt19937 random(7);
+    std::uniform_real_distribution<float> uniform(-10, 10);
+    for (const std::int64_t dim : {1, 2, 7, 32, 64, 80, 96, 128, 256}) {
+        std::int64_t n = 1;
+        while (dim % (2 * n) == 0) n *= 2;
+        std::vector<float> row(size(dim));
+        for (float& value : row) value = uniform(random);
+        auto turned = row;
+        rotate(turned.data(), dim);
+        for (std::int64_t i = 0; i < dim; ++i) {
+            double right = 0;
+            for (std::int64_t j = 0; j < n; ++j) {
+                const auto shared = static_cast<std::uint64_t>(i % n & j);
+                const auto value = static_cast<double>(row[size(i / n * n + j)]);
+                right += std::popcount(shared) % 2 == 0 ? value : -value;
+            }
+            EXPECT_NEAR(turned[size(i)], right / std::sqrt(static_cast<double>(n)), 1e-4) << dim;
+        }
+        rotate(turned.data(), dim);
+        for (std::int64_t i = 0; i < dim; ++i) {
+            EXPECT_NEAR(turned[size(i)], row[size(i)], 1e-4) << dim;
         }
     }
 }

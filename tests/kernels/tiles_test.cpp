@@ -176,9 +176,12 @@ double error_of(const TileKernels& unit, std::int64_t queries, std::int64_t rows
     }
     const auto packed = pack(unit, keys, values, rows, dims);
     std::vector<float> out(size(queries * dims.v), -1.0F);
-    std::vector<float> work(size(unit.attend_work_floats(dims)), NAN);
+    const auto floats = unit.attend_work_floats(dims);
+    PackedBuffer memory(2 * floats);
+    auto* work = reinterpret_cast<float*>(memory.data());
+    std::fill_n(work, floats, NAN);
     unit.attend(q.data(), queries, visible.data(), {packed.keys.data(), packed.values.data()}, dims,
-                out.data(), work.data());
+                out.data(), work);
     double worst = 0, largest = 0;
     for (std::int64_t query = 0; query < queries; ++query) {
         std::vector<double> weights;
@@ -233,9 +236,11 @@ TEST_P(Tiles, RowsOutOfSightChangeNothing) {
     const auto attend = [&] {
         const auto packed = pack(*unit, keys, values, kRows, kDims);
         std::vector<float> out(kQueries * 64);
-        std::vector<float> work(size(unit->attend_work_floats(kDims)));
+        const auto floats = unit->attend_work_floats(kDims);
+        PackedBuffer memory(2 * floats);
+        auto* work = reinterpret_cast<float*>(memory.data());
         unit->attend(q.data(), kQueries, visible.data(), {packed.keys.data(), packed.values.data()},
-                     kDims, out.data(), work.data());
+                     kDims, out.data(), work);
         return out;
     };
     const auto before = attend();
