@@ -1,6 +1,8 @@
 #include "bench/peer.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,7 +34,8 @@ std::string joined(const std::vector<std::int64_t>& values) {
 
 }  // namespace
 
-Result<std::string> run_program(const std::vector<std::string>& arguments) {
+Result<std::string> run_program(const std::vector<std::string>& arguments,
+                                const std::function<bool()>& stopped) {
     std::array<int, 2> ends{};
     if (::pipe2(ends.data(), O_CLOEXEC) != 0) return failure("no pipe: {}", reason(errno));
     posix_spawn_file_actions_t actions;
@@ -52,7 +55,16 @@ Result<std::string> run_program(const std::vector<std::string>& arguments) {
     ::close(ends[1]);
     std::string output;
     std::array<char, 1 << 14> block{};
+    bool ended = false;  // by us
     while (started == 0) {
+        constexpr int kAskedEvery = 200;  // ms
+        pollfd waits{ends[0], POLLIN, 0};
+        const int ready = ::poll(&waits, 1, kAskedEvery);
+        if (!ended && stopped && stopped()) {
+            ended = true;
+            ::kill(child, SIGKILL);  // it has nothing to save
+        }
+        if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
         const ssize_t count = ::read(ends[0], block.data(), block.size());
         if (count < 0 && errno == EINTR) continue;
         if (count <= 0) break;
@@ -62,6 +74,9 @@ Result<std::string> run_program(const std::vector<std::string>& arguments) {
     if (started != 0) return failure("cannot run {}: {}", arguments[0], reason(started));
     int status = 0;
     while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (ended) {
+        return tl::unexpected(Error{ErrorKind::interrupted, arguments[0] + " was stopped"});
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return output;
     return failure("{} ended with {} {}", arguments[0], WIFEXITED(status) ? "status" : "signal",
@@ -119,7 +134,7 @@ Result<void> LlamaBench::single(const std::vector<std::int64_t>& depths) {
         runs.back().insert(runs.back().end(), {"-n", "0", "-p", joined(prompts)});
     }
     for (const auto& run : runs) {
-        const auto output = run_program(run);
+        const auto output = run_program(run, settings_.stopped);
         if (!output) return tl::unexpected(output.error());
         const auto results = nlohmann::json::parse(*output, nullptr, false);
         if (!results.is_array()) return failure("{}: its output is no JSON", settings_.program);
@@ -144,7 +159,8 @@ Result<void> LlamaBench::batched(std::int64_t depth, std::int64_t slots) {
         run_program({program, "-m", settings_.model, "-t", std::to_string(settings_.threads), "-fa",
                      "on", "-c", std::to_string(slots * (prompt + settings_.tokens + 8)), "-npp",
                      std::to_string(prompt), "-ntg", std::to_string(settings_.tokens), "-npl",
-                     std::to_string(slots), "--output-format", "jsonl"});
+                     std::to_string(slots), "--output-format", "jsonl"},
+                    settings_.stopped);
     if (!output) return tl::unexpected(output.error());
     std::istringstream lines(*output);
     for (std::string line; std::getline(lines, line);) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -14,7 +15,10 @@ namespace headkv {
 
 // Standard output of a program; its standard error is thrown away. No shell is involved.
 // Errors (failure): cannot be started, or ended with another status than 0 (the status is said).
-Result<std::string> run_program(const std::vector<std::string>& arguments);
+// `stopped` is asked a few times a second: where it says so the program is ended, and the error is
+// ErrorKind::interrupted.
+Result<std::string> run_program(const std::vector<std::string>& arguments,
+                                const std::function<bool()>& stopped = {});
 
 // Tokens a second, one entry a round; empty where the peer was not asked.
 struct PeerSpeed {
@@ -27,7 +31,8 @@ public:
         std::string program;  // llama-bench
         std::string model;
         int threads = 1;
-        std::int64_t tokens = 32;  // decode steps
+        std::int64_t tokens = 32;            // decode steps
+        std::function<bool()> stopped = {};  // see run_program
     };
     // Error (bad_input): no such file, or it does not call itself llama-bench.
     static Result<LlamaBench> create(const Settings& settings);

@@ -180,8 +180,9 @@ Result<void> bench(const BenchArguments& arguments) {
     // The peer is looked at before the model is loaded: a wrong name is said at once.
     std::optional<LlamaBench> peer;
     if (!arguments.peer.empty()) {
-        auto found = LlamaBench::create({arguments.peer, arguments.model.path,
-                                         arguments.model.load.threads, arguments.settings.tokens});
+        auto found =
+            LlamaBench::create({arguments.peer, arguments.model.path, arguments.model.load.threads,
+                                arguments.settings.tokens, [] { return interrupted(); }});
         if (!found) return tl::unexpected(found.error());
         peer.emplace(std::move(*found));
     }

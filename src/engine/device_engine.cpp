@@ -548,9 +548,11 @@ void DeviceEngine::release(SequenceId id) {
 // All rows of a sequence into a slot of a cache with the same groups and at least its capacities.
 Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot) {
     const auto layers = shape_.heads.layers;
-    const auto context = make_context(layers * 16 + 16);
+    // Of each of two groups, keys and values: both sides' rows, a view of each, and the copy.
+    const auto nodes = layers * 2 * 2 * 5 + 16;
+    const auto context = make_context(nodes);
     auto* c = context.get();
-    auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
+    auto* graph = compute_.new_graph(c, nodes, compute_.key_of_passing_graphs());
     for (std::int64_t layer = 0; layer < layers; ++layer) {
         std::vector<HeadGroup> groups;
         for (const auto& group : from.cache->layer(layer).groups) {

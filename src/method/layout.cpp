@@ -98,10 +98,15 @@ Result<RowLayout> parse_row_layout(std::string_view text) {
     return layout;
 }
 
+// Below so many blocks a head, in the mean, whole blocks would make the plan another one: at one
+// block every head gets the same, whatever the method (seen in docs/results.md).
+constexpr std::int64_t kLeastBlocks = 3;
+
 Plan fit_to_layout(const Plan& plan, const RowLayout& layout, std::int64_t limit) {
     const auto heads = plan.layers * plan.heads;
     const std::int64_t total = plan.total() / std::max<std::int64_t>(1, layout.multiple);
-    if (layout.groups < 1 || layout.groups > 2 || layout.multiple > limit || total < heads) {
+    if (layout.groups < 1 || layout.groups > 2 || layout.multiple > limit ||
+        total < kLeastBlocks * heads) {
         return plan;
     }
     if (fits_already(plan, layout)) return plan;

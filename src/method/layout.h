@@ -13,8 +13,8 @@ namespace headkv {
 // The plan nearest to `plan` that a layout can hold without padding: every head gets a multiple of
 // layout.multiple rows, no layer has more than layout.groups different capacities, and the total is
 // the largest such one that is not above plan's. "Nearest": fewest rows that heads were given and
-// do not get; what a head gets beyond is used, not wasted. Where the total is below one block a
-// head, or a block is above `limit` rows (the prompt), the plan stays as it is and its groups are
+// do not get; what a head gets beyond is used, not wasted. Where the total is below three blocks
+// a head, or a block is above `limit` rows (the prompt), the plan stays as it is and its groups are
 // padded.
 Plan fit_to_layout(const Plan& plan, const RowLayout& layout, std::int64_t limit);
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <fstream>
 
 #include "bench/machine.h"
@@ -73,6 +74,15 @@ TEST_F(FakePeer, OtherProgramsAreRefused) {
     auto peer = LlamaBench::create({odd, "m.gguf", 2, 7});
     ASSERT_TRUE(peer);
     EXPECT_FALSE(peer->round({0}, {1}));
+}
+
+TEST(RunProgram, EndsWhenItIsStopped) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto output = run_program({"/bin/sleep", "60"}, [] { return true; });
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+    ASSERT_FALSE(output);
+    EXPECT_EQ(output.error().kind, ErrorKind::interrupted);
+    EXPECT_EQ(run_program({"/bin/echo", "done"}, [] { return false; }).value(), "done\n");
 }
 
 TEST(Machine, IsMeasured) {

@@ -334,6 +334,35 @@ TEST_P(Device, TellsTheBestTokenWithoutLogits) {
     EXPECT_EQ(device->best(0), std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
+// Graphs over all layers are as large as models have layers.
+TEST(DeviceLayers, AreCopiedHoweverMany) {
+    TinyModel tiny;
+    tiny.layers = 12;
+    tiny.embedding = 128;
+    tiny.query_heads = 8;
+    tiny.kv_heads = 4;
+    tiny.head_dim = 64;
+    const TinyPair pair(tiny, 256);
+    const char* name = std::getenv("HEADKV_TEST_DEVICE");
+    const auto model = Model::load(pair.folder / "tiny.gguf",
+                                   {.device = name == nullptr ? "cpu" : name, .threads = 2});
+    ASSERT_TRUE(model);
+    const auto engine =
+        Engine::create(*model, {.chunk = 256, .slots = 2, .stock_operations = true});
+    ASSERT_TRUE(engine);
+    auto config = method_config("headkv-r2", 48, pair.model->info().shape);
+    config.layout = {16, 2};
+    config.store = {StoreStep::q8_0, StoreStep::q8_0};
+    const auto read = (*engine)->prefill(random_tokens(300, 82), {&config, 1});
+    ASSERT_TRUE(read);
+    const auto first = read->sequences.at(0);
+    const auto twin = (*engine)->copy(first);
+    ASSERT_TRUE(twin);
+    const std::vector<DecodeInput> inputs{{first, 5, true}, {*twin, 5, true}};
+    ASSERT_TRUE((*engine)->decode(inputs));
+    EXPECT_LT(logit_error((*engine)->logits(0), (*engine)->logits(1)), 1e-3);
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Device,
                          testing::Values("full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv",
                                          "headkv-r2"),

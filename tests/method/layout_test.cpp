@@ -57,7 +57,7 @@ TEST(Layout, APlanThatFitsStaysAsItIs) {
     for (std::size_t i = 0; i < plan.rows.size(); i += 3) plan.rows[i] = 256;
     EXPECT_EQ(fit_to_layout(plan, {256, 2}, 1 << 21).rows, plan.rows);
     // A third capacity in one layer does not fit.
-    Plan three{1, 3, {64, 128, 256}};
+    Plan three{1, 3, {128, 192, 320}};
     EXPECT_EQ(fit_to_layout(three, {64, 0}, 4096).rows, three.rows);
     EXPECT_NE(fit_to_layout(three, {64, 2}, 4096).rows, three.rows);
 }
@@ -68,7 +68,7 @@ TEST(Layout, NoOtherPlanOfTheLayoutMissesFewerRows) {
     for (int repeat = 0; repeat < 10; ++repeat) {
         Plan plan{2, 3, {}};
         for (int i = 0; i < 6; ++i)
-            plan.rows.push_back(10 + static_cast<std::int64_t>(random.below(40)));
+            plan.rows.push_back(30 + static_cast<std::int64_t>(random.below(20)));
         const RowLayout layout{10, 2};
         const Plan fitted = fit_to_layout(plan, layout, 1000);
         std::int64_t best = missing(plan, fitted) + 1;
@@ -94,6 +94,8 @@ TEST(Layout, APlanOfBlocksStaysAsItIs) {
 }
 
 TEST(Layout, WhatIsTooSmallForBlocksStaysAsItIs) {
+    const Plan two_blocks{1, 4, {900, 100, 600, 448}};
+    EXPECT_EQ(fit_to_layout(two_blocks, {256, 2}, 4096).rows, two_blocks.rows);
     const Plan plan{1, 4, {100, 200, 40, 60}};
     EXPECT_EQ(fit_to_layout(plan, {256, 2}, 4096).rows, plan.rows);
     EXPECT_EQ(fit_to_layout(plan, {64, 2}, 50).rows, plan.rows);
