@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,12 +21,31 @@ struct HeadShape {
     bool operator==(const HeadShape&) const = default;
 };
 
+// Probes of one kind of question, or of one kind of evidence.
+struct ProbeFamily {
+    std::string name;
+    std::int64_t tried = 0, passed = 0;
+    bool operator==(const ProbeFamily&) const = default;
+};
+
+// Split-half reliability: how well the scores of one half of the probes agree with those of the
+// other, mean over random splits that never part the probes of one needle. All probes together
+// agree better with another such set than that.
+struct ScoreReliability {
+    double spearman = 0, pearson = 0;        // over query heads
+    double spearman_kv = 0, pearson_kv = 0;  // over KV heads, which is what allocation uses
+    std::int64_t splits = 0;
+    bool operator==(const ScoreReliability&) const = default;
+};
+
 struct HeadScores {
-    std::string kind;                                   // "r", "r2", "causal", "task"
+    std::string kind;                                   // "r", "r2", "causal", "task", "icl"
     std::string model_name, architecture, fingerprint;  // empty in the published form
     HeadShape shape;  // kv_heads 0 in the published form (unknown there)
     std::int64_t probes_tried = 0, probes_passed = 0;
-    std::string settings_json = "{}";  // free-form object of the calibration's settings
+    std::vector<ProbeFamily> families;            // in order of their names; may be empty
+    std::optional<ScoreReliability> reliability;  // nothing from too few probes
+    std::string settings_json = "{}";             // free-form object of the calibration's settings
     std::string created_by;
     std::vector<double> mean;     // [layers][query_heads], >= 0
     std::vector<double> stderr_;  // [layers][query_heads], may be empty

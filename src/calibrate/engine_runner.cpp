@@ -48,11 +48,20 @@ public:
 private:
     const HeadShape& shape() const { return engine_.model().info().shape; }
 
+    // Small models say the question again before they answer it.
     std::int64_t most_tokens() const {
+        constexpr std::int64_t room = 12;
         if (settings_.kind == ScoreKind::r) return settings_.max_tokens;
         const auto reference =
             engine_.model().tokenizer().encode(needle_.answer, false, false).size();
-        return static_cast<std::int64_t>(reference);
+        return static_cast<std::int64_t>(reference) + (needle_.key.empty() ? 0 : room);
+    }
+
+    // Whether the answer holds the key: nothing after it is of interest.
+    bool key_told() const {
+        return settings_.kind == ScoreKind::r2 && !needle_.key.empty() &&
+               find_ignoring_case(engine_.model().tokenizer().decode(answer_), needle_.key) !=
+                   std::string::npos;
     }
 
     Result<void> answer() {
@@ -68,6 +77,7 @@ private:
             answer_.push_back(next);
             tokens_.push_back(next);
             if (settings_.kind == ScoreKind::r && line_complete(tokenizer, answer_)) break;
+            if (key_told()) break;
         }
         return {};
     }
@@ -93,7 +103,12 @@ private:
         outcome.quality = settings_.kind == ScoreKind::r
                               ? rouge1_recall(outcome.answer, needle_.real_needle)
                               : answer_f1(outcome.answer, needle_.answer);
-        if (outcome.quality > settings_.pass) outcome.scores = std::move(scores_);
+        // Words of the question make up most of a reference: the key alone tells a right answer
+        // from one that says the question again.
+        const bool by_key = settings_.kind == ScoreKind::r2 && !needle_.key.empty();
+        if (by_key ? key_told() : outcome.quality > settings_.pass) {
+            outcome.scores = std::move(scores_);
+        }
         return outcome;
     }
 
@@ -110,10 +125,11 @@ private:
 }  // namespace
 
 ProbeRunner engine_probe_runner(Engine& engine, const Haystack& haystack,
-                                std::span<const Needle> needles,
+                                std::span<const Needle> needles, std::span<const ProbeSpec> specs,
                                 const CalibrationSettings& settings, const Progress& progress) {
-    return [&engine, &haystack, needles, &settings,
-            progress](const ProbeSpec& spec) -> Result<ProbeOutcome> {
+    return [&engine, &haystack, needles, specs, &settings,
+            progress](std::size_t which) -> Result<ProbeOutcome> {
+        const ProbeSpec& spec = specs[which];
         const Needle& needle = needles[static_cast<std::size_t>(spec.needle)];
         auto probe = prepare_probe(engine.model(), haystack, needle, spec, settings.chat);
         if (!probe) return tl::unexpected(probe.error());

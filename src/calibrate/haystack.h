@@ -22,6 +22,11 @@ public:
     // folder's text, at the start of a sentence; a text that is too short is repeated.
     std::string text(std::int64_t part, std::size_t bytes) const;
 
+    // Bytes of a folder's text; 0: built-in, which has no end.
+    std::size_t bytes() const { return text_.size(); }
+    // A folder's text from its beginning, empty if built-in.
+    const std::string& whole() const { return text_; }
+
     // Names the text and its content, for the settings of a run.
     const std::string& name() const { return name_; }
 

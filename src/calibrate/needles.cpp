@@ -11,15 +11,28 @@ namespace {
 
 Needle fact(const std::string& needle, std::string question, std::string real_needle,
             std::string key) {
-    return {needle, std::move(question), std::move(real_needle), needle, std::move(key)};
+    return {needle, std::move(question), std::move(real_needle), needle, std::move(key), "single"};
 }
 
 // The span is one person's sentence; which of the two comes first varies, so that a head gains
 // nothing from preferring the earlier one.
-Needle comparison(const std::string& first, const std::string& second, const std::string& ages,
-                  std::string question, bool answer_is_first, std::string key) {
-    const std::string& right = answer_is_first ? first : second;
-    return {first + ' ' + second + ' ' + ages, std::move(question), right, right, std::move(key)};
+struct Person {
+    std::string name;
+    int age;
+    std::string habit, key;
+};
+Needle comparison(const Person& first, const Person& second, bool older) {
+    const auto sentence = [](const Person& person) {
+        return fmt::format("{} is {} years old and {}.", person.name, person.age, person.habit);
+    };
+    const Person& right = (first.age > second.age) == older ? first : second;
+    return {sentence(first) + ' ' + sentence(second),
+            fmt::format("What does the {} one of {} and {} do?", older ? "older" : "younger",
+                        first.name, second.name),
+            sentence(right),
+            fmt::format("{} {}.", right.name, right.habit),
+            right.key,
+            "comparison"};
 }
 
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
@@ -81,46 +94,23 @@ std::span<const Needle> single_fact_needles() {
 
 std::span<const Needle> comparison_needles() {
     static const std::vector<Needle> needles = {
-        comparison("Mira's favorite thing is to carve owls out of soap beside the old canal.",
-                   "Tobin's favorite thing is to bake rye bread for the fire brigade on Sundays.",
-                   "Tobin is 31 years old. Mira is 44 years old.",
-                   "What is the favorite thing of the older one between Mira and Tobin?", true,
-                   "owls"),
-        comparison("Jonas's favorite thing is to race paper boats down the stairs of the bank.",
-                   "Elka's favorite thing is to play the accordion for the goats of her uncle.",
-                   "Jonas is 19 years old. Elka is 12 years old.",
-                   "What is the favorite thing of the younger one between Jonas and Elka?", false,
-                   "accordion"),
-        comparison("Priya's favorite thing is to collect blue bottle caps along the harbour wall.",
-                   "Silas's favorite thing is to translate old tide tables into rhymes.",
-                   "Silas is 58 years old. Priya is 26 years old.",
-                   "What is the favorite thing of the older one between Priya and Silas?", false,
-                   "tide tables"),
-        comparison("Nadine's favorite thing is to teach parrots to whistle marching songs.",
-                   "Victor's favorite thing is to grow square melons on the roof of the cinema.",
-                   "Nadine is 23 years old. Victor is 67 years old.",
-                   "What is the favorite thing of the younger one between Nadine and Victor?", true,
-                   "parrots"),
-        comparison("Oskar's favorite thing is to polish the brass bells of the ferry at dawn.",
-                   "Leila's favorite thing is to draw maps of imaginary mushroom forests.",
-                   "Leila is 35 years old. Oskar is 52 years old.",
-                   "What is the favorite thing of the older one between Oskar and Leila?", true,
-                   "brass bells"),
-        comparison("Hanne's favorite thing is to swim across the quarry lake with her dog.",
-                   "Rufus's favorite thing is to build tiny theatres out of walnut shells.",
-                   "Rufus is 9 years old. Hanne is 14 years old.",
-                   "What is the favorite thing of the younger one between Hanne and Rufus?", false,
-                   "walnut shells"),
-        comparison("Bruno's favorite thing is to repair typewriters while listening to the rain.",
-                   "Agnes's favorite thing is to fly striped kites above the salt works.",
-                   "Bruno is 40 years old. Agnes is 71 years old.",
-                   "What is the favorite thing of the older one between Bruno and Agnes?", false,
-                   "striped kites"),
-        comparison("Tessa's favorite thing is to count shooting stars from the water tower.",
-                   "Milan's favorite thing is to brew nettle tea in a copper diving helmet.",
-                   "Milan is 33 years old. Tessa is 17 years old.",
-                   "What is the favorite thing of the younger one between Tessa and Milan?", true,
-                   "shooting stars")};
+        comparison({"Mira", 44, "carves owls out of soap", "owls"},
+                   {"Tobin", 31, "bakes rye bread for the fire brigade", "rye bread"}, true),
+        comparison({"Joris", 19, "races paper boats down the canal", "paper boats"},
+                   {"Elka", 12, "plays the accordion for her goats", "accordion"}, false),
+        comparison({"Priya", 26, "collects blue bottle caps", "bottle caps"},
+                   {"Stellan", 58, "translates old tide tables", "tide tables"}, true),
+        comparison({"Nadine", 23, "teaches parrots to whistle", "parrots"},
+                   {"Victor", 67, "grows square melons on the roof", "melons"}, false),
+        comparison({"Oskar", 52, "polishes the brass bells of the ferry", "brass bells"},
+                   {"Leila", 35, "draws maps of mushroom forests", "mushroom"}, true),
+        comparison({"Hanne", 14, "swims across the quarry lake", "quarry"},
+                   {"Rolf", 9, "builds tiny theatres out of walnut shells", "walnut shells"},
+                   false),
+        comparison({"Bruno", 40, "repairs typewriters in the rain", "typewriters"},
+                   {"Agnes", 71, "flies striped kites", "striped kites"}, true),
+        comparison({"Tessa", 17, "counts shooting stars", "shooting stars"},
+                   {"Milan", 33, "brews nettle tea in a diving helmet", "nettle tea"}, false)};
     return needles;
 }
 
@@ -188,11 +178,12 @@ Result<Needle> parse_needle(const std::string& line, const std::string& where) {
         std::string* value;
         bool required;
     };
-    const std::array<Field, 5> fields = {{{"needle", &needle.needle, true},
+    const std::array<Field, 6> fields = {{{"needle", &needle.needle, true},
                                           {"question", &needle.question, true},
                                           {"real_needle", &needle.real_needle, true},
                                           {"answer", &needle.answer, false},
-                                          {"key", &needle.key, false}}};
+                                          {"key", &needle.key, false},
+                                          {"family", &needle.family, false}}};
     for (const Field& field : fields) {
         const auto found = json.find(field.name);
         if (found == json.end()) {
@@ -205,7 +196,16 @@ Result<Needle> parse_needle(const std::string& line, const std::string& where) {
         }
         *field.value = found->get<std::string>();
     }
+    if (const auto elsewhere = json.find("elsewhere"); elsewhere != json.end()) {
+        for (const auto& text : *elsewhere) {
+            if (!text.is_string() || text.get_ref<const std::string&>().empty()) {
+                return bad_input("{}: field \"elsewhere\" must be a list of texts", where);
+            }
+            needle.elsewhere.push_back(text.get<std::string>());
+        }
+    }
     if (needle.answer.empty()) needle.answer = needle.real_needle;
+    if (needle.family.empty()) needle.family = "file";
     if (find_ignoring_case(needle.needle, needle.real_needle) == std::string_view::npos) {
         return bad_input("{}: \"real_needle\" does not occur in \"needle\"", where);
     }

@@ -1,6 +1,10 @@
 #include "calibrate/probe.h"
 
 #include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <utility>
 
 #include "calibrate/random.h"
 #include "headkv/session.h"
@@ -22,6 +26,25 @@ std::vector<ProbeSpec> plan_probes(std::span<const std::int64_t> lengths,
     return probes;
 }
 
+std::vector<ProbeSpec> balanced(std::vector<ProbeSpec> probes,
+                                std::span<const std::string> families) {
+    // A probe's turn is how many of its family stand before it; names decide within a turn.
+    std::map<std::string_view, std::size_t> seen;
+    std::vector<std::pair<std::size_t, std::string_view>> turns;
+    for (const ProbeSpec& probe : probes) {
+        const std::string_view family = families[static_cast<std::size_t>(probe.needle)];
+        turns.emplace_back(seen[family]++, family);
+    }
+    std::vector<std::size_t> order(probes.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return turns[a] < turns[b]; });
+    std::vector<ProbeSpec> result;
+    result.reserve(probes.size());
+    for (const std::size_t i : order) result.push_back(probes[i]);
+    return result;
+}
+
 std::string insert_needle(std::string_view text, std::string_view needle, std::size_t offset) {
     const std::size_t border = offset >= text.size() ? text.size() : sentence_border(text, offset);
     std::string result(text.substr(0, border));
@@ -34,22 +57,41 @@ std::string insert_needle(std::string_view text, std::string_view needle, std::s
 
 std::string build_document(const Tokenizer& tokenizer, const Haystack& haystack,
                            const Needle& needle, const ProbeSpec& spec) {
-    const auto needle_tokens =
-        static_cast<std::int64_t>(tokenizer.encode(" " + needle.needle, false, false).size());
-    const std::int64_t room = std::max<std::int64_t>(0, spec.length - needle_tokens);
-    if (room == 0) return needle.needle;
-    const auto wanted = static_cast<std::size_t>(room);
-    // English has about four bytes a token; a text of longer tokens asks for more on the way.
-    std::vector<Token> tokens;
-    for (std::size_t bytes = wanted * 6; tokens.size() < wanted; bytes *= 2) {
-        tokens = tokenizer.encode(haystack.text(spec.needle, bytes), false, false);
+    // What is put into the text, and at which share of it.
+    std::vector<std::pair<double, const std::string*>> inserted = {
+        {spec.depth / 100, &needle.needle}};
+    for (std::size_t i = 0; i < needle.elsewhere.size(); ++i) {
+        const double at = spec.depth / 100 + static_cast<double>(i + 1) /
+                                                 static_cast<double>(needle.elsewhere.size() + 1);
+        inserted.emplace_back(at - std::floor(at), &needle.elsewhere[i]);
     }
-    std::string text = tokenizer.decode(std::span(tokens).first(wanted));
-    text.resize(sentence_border(text, text.size()));
-    const auto before = static_cast<std::size_t>(static_cast<double>(wanted) * spec.depth / 100.0);
-    const std::size_t offset =
-        tokenizer.decode(std::span(tokens).first(std::min(before, wanted))).size();
-    return insert_needle(text, needle.needle, offset);
+    std::int64_t inserted_tokens = 0;
+    for (const auto& [share, part] : inserted) {
+        inserted_tokens +=
+            static_cast<std::int64_t>(tokenizer.encode(" " + *part, false, false).size());
+    }
+    // From the end on, so that earlier places stay where they are.
+    std::stable_sort(inserted.begin(), inserted.end(),
+                     [](const auto& a, const auto& b) { return a.first > b.first; });
+    const std::int64_t room = std::max<std::int64_t>(0, spec.length - inserted_tokens);
+    std::vector<Token> tokens;
+    std::string text;
+    const auto wanted = static_cast<std::size_t>(room);
+    if (wanted > 0) {
+        // English has about four bytes a token; a text of longer tokens asks for more on the way.
+        for (std::size_t bytes = wanted * 6; tokens.size() < wanted; bytes *= 2) {
+            tokens = tokenizer.encode(haystack.text(spec.needle, bytes), false, false);
+        }
+        text = tokenizer.decode(std::span(tokens).first(wanted));
+        text.resize(sentence_border(text, text.size()));
+    }
+    for (const auto& [share, part] : inserted) {
+        const auto before = static_cast<std::size_t>(static_cast<double>(wanted) * share);
+        const std::size_t offset =
+            tokenizer.decode(std::span(tokens).first(std::min(before, wanted))).size();
+        text = insert_needle(text, *part, offset);
+    }
+    return text;
 }
 
 std::optional<TokenSpan> find_span(std::span<const std::string> pieces, std::string_view within,

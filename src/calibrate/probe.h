@@ -28,12 +28,18 @@ std::vector<ProbeSpec> plan_probes(std::span<const std::int64_t> lengths,
                                    std::span<const double> depths, std::int64_t needles,
                                    std::uint64_t seed);
 
+// The same probes in an order in which families take turns, so that any first part of it has about
+// as many of each; `families` [needles].
+std::vector<ProbeSpec> balanced(std::vector<ProbeSpec> probes,
+                                std::span<const std::string> families);
+
 // Puts the needle after the last sentence that ends at or before `offset` (at the very end if the
 // offset is the text's end), one space around it.
 std::string insert_needle(std::string_view text, std::string_view needle, std::size_t offset);
 
 // The haystack cut to `spec.length` tokens less the needle's, back to a whole sentence, with the
-// needle in it. Length 0 gives the needle alone.
+// needle in it; the k sentences that belong elsewhere follow at even steps of 1 / (k + 1) of the
+// text, the beginning behind the end. Length 0 gives those and the needle alone.
 std::string build_document(const Tokenizer& tokenizer, const Haystack& haystack,
                            const Needle& needle, const ProbeSpec& spec);
 

@@ -111,6 +111,7 @@ void register_inspect(CLI::App& app, Status& status);
 void register_plan(CLI::App& app, Status& status);
 void register_methods(CLI::App& app, Status& status);
 void register_calibrate(CLI::App& app, Status& status);
+void register_scores(CLI::App& app, Status& status);
 void register_eval(CLI::App& app, Status& status);
 void register_tokenize(CLI::App& app, Status& status);
 void register_bench(CLI::App& app, Status& status);

@@ -14,8 +14,9 @@ namespace {
 
 using Register = void (*)(CLI::App&, Status&);
 constexpr Register subcommands[] = {
-    register_run,  register_inspect, register_plan,     register_methods,    register_calibrate,
-    register_eval, register_bench,   register_tokenize, register_make_model, register_completion,
+    register_run,       register_inspect,    register_plan,       register_methods,
+    register_calibrate, register_scores,     register_eval,       register_bench,
+    register_tokenize,  register_make_model, register_completion,
 };
 
 // CLI11 lists types, ranges and exclusions beside every option; a name and the default are enough.

@@ -61,7 +61,8 @@ struct SequenceUse {
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }
 };
 // Errors (bad_input): those of Method::create. For methods whose plan follows the prompt (ada-kv)
-// the bytes are those of the budget; where that is below a block a head, the least there can be.
+// the bytes are those of the budget; where that is below three blocks a head, the heads
+// that get more may make it a block a head more.
 Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
                                  std::int64_t prompt, std::int64_t new_tokens);
 

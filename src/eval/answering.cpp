@@ -179,14 +179,6 @@ std::string_view first_line(std::string_view text) {
     return first == std::string_view::npos ? text : text.substr(0, text.find('\n', first));
 }
 
-std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view answer, bool chat) {
-    const auto plain = tokenizer.encode("a", false, false);
-    const bool own_blank = !plain.empty() && tokenizer.piece(plain[0]).starts_with(" ");
-    std::string text(chat || own_blank ? "" : " ");
-    text += answer;
-    return tokenizer.encode(text, false, false);
-}
-
 Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
                                               std::span<const ConfigUnderTest> configs,
                                               const Progress& progress) {

@@ -30,6 +30,13 @@ constexpr std::array kRecipes = {
     Recipe{"headkv-r2", kWindow, A::head_importance, S::top_k_window, kF16, "r2", "2410.19258",
            "As snapkv, with more rows in heads that look at the sought text while answering "
            "(retrieval-reasoning scores)."},
+    Recipe{"headkv-task", kWindow, A::head_importance, S::top_k_window, kF16, "task", "2410.19258",
+           "As headkv-r2, with scores measured on your own examples (calibrate --kind task)."},
+    Recipe{"headkv-icl", kWindow, A::head_importance, S::top_k_window, kF16, "icl", "2410.19258",
+           "As headkv-r2, with scores of looking up in-context examples (calibrate --kind icl)."},
+    Recipe{"headkv-causal", kWindow, A::head_importance, S::top_k_window, kF16, "causal",
+           "2410.19258",
+           "As headkv-r2, with scores of what a head's rows gain (calibrate --kind causal)."},
 };
 
 // Edits (insert, delete, replace) between two short names.

@@ -89,6 +89,50 @@ public:
         return number;
     }
 
+    Result<std::vector<ProbeFamily>> families(const json& object, std::int64_t most) const {
+        if (!object.is_object()) return wrong("'families' must be an object");
+        std::vector<ProbeFamily> families;
+        for (const auto& [name, counts] : object.items()) {
+            if (!counts.is_object()) return wrong("family '{}' must be an object", name);
+            const auto tried = count(counts, "tried", 0, most);
+            if (!tried) return tl::unexpected(tried.error());
+            const auto passed = count(counts, "passed", 0, *tried);
+            if (!passed) return tl::unexpected(passed.error());
+            families.push_back({name, *tried, *passed});
+        }
+        return families;
+    }
+
+    Result<double> correlation(const json& object, const char* key) const {
+        const auto found = object.find(key);
+        if (found == object.end() || !found->is_number()) {
+            return wrong("'reliability': '{}' must be a number", key);
+        }
+        const auto value = found->get<double>();
+        if (!(value >= -1 && value <= 1)) {
+            return wrong("'reliability': '{}' is {}, expected -1 to 1", key, found->dump());
+        }
+        return value;
+    }
+
+    Result<std::optional<ScoreReliability>> reliability(const json& object) const {
+        if (!object.is_object()) return wrong("'reliability' must be an object");
+        ScoreReliability result;
+        const std::pair<const char*, double*> fields[] = {{"spearman", &result.spearman},
+                                                          {"pearson", &result.pearson},
+                                                          {"spearman_kv", &result.spearman_kv},
+                                                          {"pearson_kv", &result.pearson_kv}};
+        for (const auto& [key, target] : fields) {
+            const auto value = correlation(object, key);
+            if (!value) return tl::unexpected(value.error());
+            *target = *value;
+        }
+        const auto splits = count(object, "splits", 1, std::int64_t{1} << 40);
+        if (!splits) return tl::unexpected(splits.error());
+        result.splits = *splits;
+        return result;
+    }
+
     // [layers][query_heads] of an array of arrays.
     Result<std::vector<double>> table(const json& rows, const char* key,
                                       const HeadShape& shape) const {
@@ -156,6 +200,12 @@ Result<HeadScores> read_own(const json& root, const Reader& reader) {
         constexpr auto kMost = std::int64_t{1} << 40;
         take(reader.count(*probes, "tried", 0, kMost), scores.probes_tried, error);
         take(reader.count(*probes, "passed", 0, kMost), scores.probes_passed, error);
+        if (const auto families = probes->find("families"); families != probes->end()) {
+            take(reader.families(*families, kMost), scores.families, error);
+        }
+    }
+    if (const auto found = root.find("reliability"); found != root.end()) {
+        take(reader.reliability(*found), scores.reliability, error);
     }
     if (const auto settings = root.find("settings"); settings != root.end()) {
         if (!settings->is_object()) return reader.wrong("'settings' must be an object");
@@ -282,18 +332,37 @@ std::string quoted(const std::string& text) {
     return json(text).dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+std::string probes_text(const HeadScores& scores) {
+    json probes = {{"tried", scores.probes_tried}, {"passed", scores.probes_passed}};
+    for (const ProbeFamily& family : scores.families) {
+        probes["families"][family.name] = {{"tried", family.tried}, {"passed", family.passed}};
+    }
+    return probes.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+std::string reliability_text(const ScoreReliability& reliability) {
+    return json{{"spearman", reliability.spearman},
+                {"pearson", reliability.pearson},
+                {"spearman_kv", reliability.spearman_kv},
+                {"pearson_kv", reliability.pearson_kv},
+                {"splits", reliability.splits}}
+        .dump();
+}
+
 std::string file_text(const HeadScores& scores, const json& settings) {
     const HeadShape& shape = scores.shape;
     std::string text = fmt::format(
         "{{\n  \"format\": {},\n  \"kind\": {},\n  \"model\": {{\"name\": {}, \"architecture\": "
         "{}, "
         "\"layers\": {}, \"query_heads\": {}, \"kv_heads\": {}, \"fingerprint\": {}}},\n"
-        "  \"probes\": {{\"tried\": {}, \"passed\": {}}},\n  \"settings\": {},\n"
-        "  \"created_by\": {},\n  \"scores\": {}",
+        "  \"probes\": {},\n  \"settings\": {},\n  \"created_by\": {},\n{}  \"scores\": {}",
         quoted(std::string(kFormat)), quoted(scores.kind), quoted(scores.model_name),
         quoted(scores.architecture), shape.layers, shape.query_heads, shape.kv_heads,
-        quoted(scores.fingerprint), scores.probes_tried, scores.probes_passed,
+        quoted(scores.fingerprint), probes_text(scores),
         settings.dump(-1, ' ', false, json::error_handler_t::replace), quoted(scores.created_by),
+        scores.reliability
+            ? fmt::format("  \"reliability\": {},\n", reliability_text(*scores.reliability))
+            : "",
         table_text(scores.mean, shape));
     if (!scores.stderr_.empty()) {
         text += fmt::format(",\n  \"stderr\": {}", table_text(scores.stderr_, shape));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -18,14 +19,19 @@ protected:
         std::filesystem::remove_all(folder_);
         std::filesystem::create_directories(folder_);
         partial_ = folder_ / "out.json.partial.jsonl";
-        probes_ = plan_probes(std::vector<std::int64_t>{100, 200}, std::vector<double>{10, 90}, 3,
-                              settings_.seed);
+        specs_ = plan_probes(std::vector<std::int64_t>{100, 200}, std::vector<double>{10, 90}, 3,
+                             settings_.seed);
+        std::vector<Needle> needles(3);
+        for (std::size_t i = 0; i < 3; ++i) needles[i].family = i < 2 ? "easy" : "hard";
+        probes_ = needle_probes(specs_, needles);
+        settings_.min_passed = 1;
     }
     void TearDown() override { std::filesystem::remove_all(folder_); }
 
     // Passes for all needles but the first; scores tell the probe.
     ProbeRunner runner() {
-        return [this](const ProbeSpec& spec) -> Result<ProbeOutcome> {
+        return [this](std::size_t probe) -> Result<ProbeOutcome> {
+            const ProbeSpec& spec = specs_[probe];
             ++runs_;
             ProbeOutcome outcome{"answer\xff of " + std::to_string(spec.needle), 0.25, {}};
             if (spec.needle > 0) {
@@ -52,7 +58,8 @@ protected:
     std::filesystem::path folder_, partial_;
     CalibrationSettings settings_;
     HeadShape shape_{2, 2, 1};
-    std::vector<ProbeSpec> probes_;
+    std::vector<ProbeSpec> specs_;
+    std::vector<CalibrationProbe> probes_;
     int runs_ = 0;
 };
 
@@ -68,6 +75,41 @@ TEST_F(Calibration, AveragesThePassedProbes) {
     EXPECT_GT(result->scores.stderr_[0], 0);
     EXPECT_EQ(result->scores.stderr_[2], 0);
     EXPECT_EQ(result->start, RunLog::Start::fresh);
+    // Of the needles 0 and 1 only the latter passes, at both lengths and depths.
+    EXPECT_EQ(result->scores.families, (std::vector<ProbeFamily>{{"easy", 8, 4}, {"hard", 4, 4}}));
+    ASSERT_TRUE(result->scores.reliability);
+    // The halves are needle 1 and needle 2: the same three means, and a fourth that differs.
+    EXPECT_GT(result->scores.reliability->pearson, 0.99);
+    EXPECT_LT(result->scores.reliability->pearson, 1);
+    // Ranks 4, 3, 1.5, 1.5 and 4, 3, 1, 2.
+    EXPECT_NEAR(result->scores.reliability->spearman, std::sqrt(0.9), 1e-12);
+    EXPECT_DOUBLE_EQ(result->scores.reliability->pearson_kv, 1);  // two heads: always a line
+}
+
+TEST_F(Calibration, NoScoresFromTooFewProbes) {
+    settings_.min_passed = 9;
+    const auto result = run(runner());
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::bad_input);
+    for (const char* says : {"8 of 12", "need 9", "--min-passed 8", "of 0"}) {
+        EXPECT_NE(result.error().message.find(says), std::string::npos) << result.error().message;
+    }
+    EXPECT_EQ(result.error().message.find('\n'), std::string::npos);
+    // Accepting fewer measures nothing again.
+    settings_.min_passed = 8;
+    const auto accepted = run(runner());
+    ASSERT_TRUE(accepted) << accepted.error().message;
+    EXPECT_EQ(runs_, 12);
+    EXPECT_EQ(accepted->resumed, 12);
+}
+
+TEST_F(Calibration, MeansBelowZeroBecomeZero) {
+    const auto result = run([](std::size_t probe) -> Result<ProbeOutcome> {
+        const double value = probe % 2 == 0 ? 1.0 : -2.0;
+        return ProbeOutcome{"", 1, {value, -value, 0, 3}};
+    });
+    ASSERT_TRUE(result);
+    EXPECT_EQ(result->scores.mean, (std::vector<double>{0, 0.5, 0, 3}));
 }
 
 TEST_F(Calibration, GoesOnWhereItStopped) {
@@ -91,9 +133,9 @@ TEST_F(Calibration, GoesOnWhereItStopped) {
 
 TEST_F(Calibration, AProbeStoppedInTheMiddleIsRunAgain) {
     const ProbeRunner inner = runner();
-    const auto stopped = run([&](const ProbeSpec& spec) -> Result<ProbeOutcome> {
+    const auto stopped = run([&](std::size_t probe) -> Result<ProbeOutcome> {
         if (runs_ == 3) return tl::unexpected(Error{ErrorKind::interrupted, "stopped"});
-        return inner(spec);
+        return inner(probe);
     });
     ASSERT_FALSE(stopped);
     EXPECT_EQ(stopped.error().kind, ErrorKind::interrupted);
@@ -141,11 +183,11 @@ TEST_F(Calibration, NeverTouchesAFileOfAnotherKind) {
 }
 
 TEST_F(Calibration, NoScoresFromAModelThatAnswersNothing) {
-    const auto result = run([](const ProbeSpec& spec) -> Result<ProbeOutcome> {
-        return ProbeOutcome{"I do\nnot know " + std::to_string(spec.needle), 0.1, {}};
+    const auto result = run([](std::size_t probe) -> Result<ProbeOutcome> {
+        return ProbeOutcome{"I do\nnot know " + std::to_string(probe), 0.1, {}};
     });
     ASSERT_FALSE(result);
-    EXPECT_EQ(result.error().kind, ErrorKind::failure);
+    EXPECT_EQ(result.error().kind, ErrorKind::bad_input);
     const std::string& message = result.error().message;
     EXPECT_EQ(message.find('\n'), std::string::npos);
     std::size_t samples = 0;
@@ -157,9 +199,8 @@ TEST_F(Calibration, NoScoresFromAModelThatAnswersNothing) {
 }
 
 TEST_F(Calibration, AnErrorOfAProbeEndsTheRun) {
-    const auto result = run([](const ProbeSpec&) -> Result<ProbeOutcome> {
-        return bad_input("the probe is too long");
-    });
+    const auto result =
+        run([](std::size_t) -> Result<ProbeOutcome> { return bad_input("the probe is too long"); });
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().message, "the probe is too long");
 }

@@ -66,7 +66,9 @@ TEST(Filler, NoSentenceTwiceNoDigitNoBrace) {
 
 TEST(Filler, HoldsNoKey) {
     const std::string text = filler_text(1, 100000) + filler_text(1000001, 100000);
-    for (const auto needles : {single_fact_needles(), comparison_needles(), evaluation_needles()}) {
+    const auto steps = family_needles(true);
+    for (const auto needles : {single_fact_needles(), comparison_needles(), evaluation_needles(),
+                               std::span<const Needle>(steps)}) {
         for (const Needle& needle : needles) {
             EXPECT_EQ(find_ignoring_case(text, needle.key), std::string::npos) << needle.key;
         }

@@ -94,6 +94,20 @@ TEST(PlanProbes, EveryCombinationOnceAndShuffled) {
                        [](const ProbeSpec& a, const ProbeSpec& b) { return a.length < b.length; }));
 }
 
+TEST(Balanced, FamiliesTakeTurns) {
+    std::vector<ProbeSpec> probes;
+    for (const std::int64_t needle : {0, 0, 0, 1, 2, 1, 2, 0}) probes.push_back({1, 2, needle});
+    for (std::size_t i = 0; i < probes.size(); ++i) probes[i].length = static_cast<int>(i);
+    const std::vector<std::string> families = {"b", "a", "c"};
+    std::vector<std::int64_t> needles, lengths;
+    for (const ProbeSpec& probe : balanced(probes, families)) {
+        needles.push_back(probe.needle);
+        lengths.push_back(probe.length);
+    }
+    EXPECT_EQ(needles, (std::vector<std::int64_t>{1, 0, 2, 1, 0, 2, 0, 0}));
+    EXPECT_EQ(lengths, (std::vector<std::int64_t>{3, 0, 4, 5, 1, 6, 2, 7}));  // their own order
+}
+
 TEST(BestToken, FirstOfEqualLogits) {
     const std::vector<float> logits = {0.5F, 2.0F, 2.0F, -1.0F};
     EXPECT_EQ(best_token(logits), 1);
@@ -138,6 +152,34 @@ TEST(BuildDocument, HasTheLengthAndTheDepth) {
                   needle.real_needle);
     }
     EXPECT_EQ(build_document(tokenizer, haystack, needle, {0, 50, 3}), needle.needle);
+}
+
+TEST(BuildDocument, FurtherSentencesStandElsewhere) {
+    const Tokenizer tokenizer = letters();
+    const Haystack haystack = Haystack::builtin(4);
+    Needle needle = single_fact_needles()[3];
+    needle.elsewhere = {"First hop.", "Second hop.", "Third hop."};
+    const std::string text = build_document(tokenizer, haystack, needle, {4000, 60, 3});
+    const auto share = [&](const std::string& part) {
+        const std::size_t at = text.find(part);
+        EXPECT_NE(at, std::string::npos) << part;
+        EXPECT_EQ(text.find(part, at + 1), std::string::npos) << part;
+        EXPECT_TRUE(at == 0 || text.substr(at - 2, 2) == ". ") << text.substr(at - 10, 20);
+        return static_cast<double>(at) / static_cast<double>(text.size());
+    };
+    EXPECT_NEAR(share(needle.needle), 0.6, 0.08);
+    EXPECT_NEAR(share("First hop."), 0.85, 0.08);
+    EXPECT_NEAR(share("Second hop."), 0.1, 0.08);
+    EXPECT_NEAR(share("Third hop."), 0.35, 0.08);
+    const auto tokens = static_cast<std::int64_t>(tokenizer.encode(text).size());
+    EXPECT_LE(tokens, 4004);
+    EXPECT_GT(tokens, 3700);
+    // Without filler all of them are there, the needle once.
+    const std::string alone = build_document(tokenizer, haystack, needle, {0, 60, 3});
+    for (const std::string& part : needle.elsewhere) {
+        EXPECT_NE(alone.find(part), std::string::npos);
+    }
+    EXPECT_NE(alone.find(needle.needle), std::string::npos);
 }
 
 TEST(LineComplete, IgnoresLeadingBlanks) {

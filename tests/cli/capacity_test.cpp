@@ -38,7 +38,7 @@ TEST_F(CapacityPlan, EveryMethodHasFiguresThatAddUp) {
     EXPECT_EQ(json["device"]["memory_bytes"], std::int64_t{2} << 30);
     EXPECT_EQ(json["device"]["bandwidth"], 1e12);
     EXPECT_GT(json["prefill_tok_s"], 0);
-    ASSERT_EQ(json["methods"].size(), 7U);
+    ASSERT_EQ(json["methods"].size(), 10U);
     for (const char* name : {"full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv"}) {
         SCOPED_TRACE(name);
         const Json method = method_of(json, name);

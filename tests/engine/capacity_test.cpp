@@ -60,7 +60,14 @@ TEST_P(CapacityOfEngine, EstimatesWhatIsAllocated) {
         ASSERT_TRUE(use) << use.error().message;
         EXPECT_EQ(use->plan_bytes, info.plan_bytes);
         EXPECT_EQ(use->rows_mean, info.rows_kept_mean);
-        EXPECT_EQ(use->allocated_bytes, info.allocated_bytes);
+        if (use->shared) {
+            EXPECT_EQ(use->allocated_bytes, info.allocated_bytes);
+        } else {  // 300 rows are fewer than three blocks: heads may differ
+            EXPECT_LE(use->allocated_bytes, info.allocated_bytes);
+            const auto& shape = model->info().shape;
+            EXPECT_LE(info.allocated_bytes,
+                      use->allocated_bytes + shape.layers * shape.kv_heads * 256 * use->row_bytes);
+        }
         const auto asked = load(config, length, slots);
         const auto memory = memory_use(model->info(), asked, {&*use, 1});
         // ggml places intermediate results with gaps and in whole alignments.

@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "calibrate/haystack.h"
+#include "calibrate/needles.h"
 #include "generated.h"
 
 namespace headkv {
@@ -44,6 +45,21 @@ TEST(NeedleTasks, FactsStandInTheTextOnceAndTheQuestionDoesNotTell) {
         for (const std::string& answer : example.answers) {
             EXPECT_EQ(occurrences(example.context, answer), 1U) << example.id << ' ' << answer;
             EXPECT_EQ(occurrences(example.question, answer), 0U) << example.id;
+        }
+    }
+}
+
+// Scores measured on what they are tested on would flatter themselves.
+TEST(NeedleTasks, CalibrationAsksNothingOfThem) {
+    const auto data = made({{}, {3000}, {30}, 40, 1});
+    for (const bool steps : {false, true}) {
+        for (const Needle& needle : family_needles(steps)) {
+            for (const TaskExample& example : data.examples) {
+                EXPECT_NE(example.question, needle.question);
+                EXPECT_EQ(occurrences(example.context, needle.needle), 0U) << needle.needle;
+                EXPECT_EQ(occurrences(example.context, needle.real_needle), 0U) << example.id;
+                for (const std::string& answer : example.answers) EXPECT_NE(answer, needle.key);
+            }
         }
     }
 }

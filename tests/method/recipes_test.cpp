@@ -275,7 +275,8 @@ TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
     std::vector<std::string_view> names;
     for (const Recipe& recipe : recipes()) names.push_back(recipe.name);
     EXPECT_EQ(names, (std::vector<std::string_view>{"full", "streaming-llm", "snapkv", "pyramidkv",
-                                                    "ada-kv", "headkv-r", "headkv-r2"}));
+                                                    "ada-kv", "headkv-r", "headkv-r2",
+                                                    "headkv-task", "headkv-icl", "headkv-causal"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
@@ -464,6 +465,8 @@ TEST_F(Refuses, ScoresThatAreMissingOrOfAnotherShapeOrKind) {
     config_.scores = other;
     EXPECT_TRUE(refused_with("--method headkv-r")) << message();
     other->kind = "task";
+    EXPECT_TRUE(refused_with("--method headkv-task")) << message();
+    other->kind = "mine";
     EXPECT_EQ(message(), "accepted");
     other->shape.kv_heads = 0;  // the published form
     EXPECT_EQ(message(), "accepted");

@@ -31,6 +31,8 @@ protected:
         scores.shape = {3, 4, 2};
         scores.probes_tried = 30;
         scores.probes_passed = 21;
+        scores.families = {{"hop", 12, 9}, {"single", 18, 12}};
+        scores.reliability = ScoreReliability{0.8125, 0.9, -0.25, 1, 50};
         scores.settings_json = R"({"depths":[10,50,90],"seed":7})";
         scores.created_by = "headkv 0.1.0";
         for (int i = 0; i < 12; ++i) scores.mean.push_back(i / 7.0);
@@ -84,6 +86,8 @@ TEST_F(ScoresFile, RoundTripIsExact) {
     EXPECT_EQ(loaded->created_by, scores.created_by);
     EXPECT_EQ(loaded->mean, scores.mean);
     EXPECT_EQ(loaded->stderr_, scores.stderr_);
+    EXPECT_EQ(loaded->families, scores.families);
+    EXPECT_EQ(loaded->reliability, scores.reliability);
 
     const auto root = nlohmann::json::parse(read(file));
     EXPECT_EQ(root["format"], "headkv-scores/1");
@@ -99,6 +103,32 @@ TEST_F(ScoresFile, StandardErrorsMayBeAbsent) {
     ASSERT_TRUE(save_head_scores(scores, file));
     EXPECT_FALSE(nlohmann::json::parse(read(file)).contains("stderr"));
     EXPECT_TRUE(load_head_scores(file).value().stderr_.empty());
+}
+
+TEST_F(ScoresFile, FamiliesAndReliabilityMayBeAbsentButNotWrong) {
+    HeadScores scores = sample();
+    scores.families.clear();
+    scores.reliability.reset();
+    const fs::path file = folder_ / "scores.json";
+    ASSERT_TRUE(save_head_scores(scores, file));
+    const auto root = nlohmann::json::parse(read(file));
+    EXPECT_FALSE(root.contains("reliability"));
+    EXPECT_FALSE(root["probes"].contains("families"));
+    EXPECT_FALSE(load_head_scores(file).value().reliability);
+    EXPECT_NE(refusal_with("/reliability/pearson", 1.5).find("pearson"), std::string::npos);
+    EXPECT_NE(refusal_with("/reliability", 3).find("reliability"), std::string::npos);
+    EXPECT_NE(refusal_with("/reliability/splits", 0).find("splits"), std::string::npos);
+    EXPECT_NE(refusal_with("/probes/families/hop", 3).find("hop"), std::string::npos);
+    EXPECT_NE(refusal_with("/probes/families/hop/passed", 13).find("passed"), std::string::npos);
+}
+
+TEST_F(ScoresFile, CutOffInTheMiddle) {
+    const fs::path file = folder_ / "good.json";
+    ASSERT_TRUE(save_head_scores(sample(), file));
+    const std::string text = read(file);
+    for (const std::size_t bytes : {std::size_t{1}, text.size() / 2, text.size() - 3}) {
+        EXPECT_NE(refusal(text.substr(0, bytes)).find("cut short"), std::string::npos) << bytes;
+    }
 }
 
 TEST_F(ScoresFile, SavingReplacesAndLeavesNothingBehind) {

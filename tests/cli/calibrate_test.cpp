@@ -1,0 +1,101 @@
+// `headkv calibrate` of the built program on a tiny model, which answers nonsense.
+#include "cli/program.h"
+
+namespace headkv::test {
+namespace {
+
+class Calibrate : public Program {
+protected:
+    Ran calibrate(Arguments more) const {
+        Arguments all = {"calibrate", "-m", model(), "-o", path("s.json"), "-t", "1"};
+        all.insert(all.end(), more.begin(), more.end());
+        return call(all);
+    }
+    bool written() const { return std::filesystem::exists(path("s.json")); }
+};
+
+TEST_F(Calibrate, AModelThatAnswersNothingLeavesNoFile) {
+    const Ran ran = calibrate(
+        {"--lengths", "100", "--depths", "50", "--families", "single", "--min-passed", "1"});
+    expect_refused(ran, "answered none of 8 probes");
+    EXPECT_NE(ran.err.find("it said \""), std::string::npos) << ran.err;
+    EXPECT_FALSE(written());
+}
+
+TEST_F(Calibrate, BadInputIsOneLine) {
+    expect_refused(calibrate({"--kind", "r3"}), "r, r2, causal, task and icl");
+    expect_refused(calibrate({"--lengths", "-5"}), "--lengths");
+    expect_refused(calibrate({"--depths", "101"}), "--depths");
+    expect_refused(calibrate({"--families", "riddle"}), "two_hop");
+    expect_refused(calibrate({"--kind", "r", "--families", "two_hop"}), "unknown");
+    expect_refused(calibrate({"--limit", "7"}), "--min-passed");
+    write_file(folder / "n.jsonl",
+               "{\"needle\":\"a b\",\"question\":\"q\",\"real_needle\":\"b\"}\n"
+               "{\"needle\":\"a b\",\"question\":\"q\"}\n");
+    expect_refused(calibrate({"--needles", path("n.jsonl")}), "line 2");
+    expect_refused(calibrate({"--haystack", path("none")}), "haystack");
+    EXPECT_FALSE(written());
+}
+
+TEST_F(Calibrate, ATaskOfOnesOwn) {
+    std::string lines;
+    for (int i = 0; i < 12; ++i) {
+        lines += nlohmann::json{{"context", "The fox hid key " + std::to_string(i) + " at home."},
+                                {"question", "Where is it?"},
+                                {"answers", {i % 3 == 0 ? "negative" : "at home"}}}
+                     .dump() +
+                 '\n';
+    }
+    write_file(folder / "t.jsonl", lines);
+    const Ran ran = calibrate(
+        {"--kind", "task", "--data", path("t.jsonl"), "--min-passed", "1", "--json", "-"});
+    expect_done(ran);
+    const auto json = nlohmann::json::parse(ran.out);
+    EXPECT_EQ(json["tried"], 12);
+    ASSERT_EQ(json["families"].size(), 2U);
+    EXPECT_EQ(json["families"][0]["name"], "document");
+    EXPECT_EQ(json["families"][0]["tried"], 4);
+    EXPECT_EQ(json["families"][1]["tried"], 8);
+    const auto file = nlohmann::json::parse(read_file(path("s.json")));
+    EXPECT_EQ(file["kind"], "task");
+    EXPECT_EQ(file["settings"]["data"], "t.jsonl");
+    expect_done(run({"-f", path("doc.txt"), "--heads", path("s.json"), "--method", "headkv-task",
+                     "--rows", "20", "-n", "1"}));
+    // Another method asks for scores of its own kind.
+    expect_refused(run({"-f", path("doc.txt"), "--heads", path("s.json"), "--method", "headkv-r2",
+                        "--rows", "20", "-n", "1"}),
+                   "use --method headkv-task");
+}
+
+TEST_F(Calibrate, BadTaskFiles) {
+    const auto refused = [&](const std::string& text, const std::string& says) {
+        write_file(folder / "t.jsonl", text);
+        expect_refused(calibrate({"--kind", "task", "--data", path("t.jsonl")}), says);
+    };
+    refused("{\"context\": \"c\", \"answers\": [\"\"]}\n", "line 1: the answer is empty");
+    refused("{\"answers\": [\"a\"]}\n", "\"context\"");
+    refused("", "no example");
+    refused(nlohmann::json{{"context", "c"}, {"answer", std::string(3000, 'x')}}.dump() + "\n",
+            "do not fit the model's context");
+    expect_refused(calibrate({"--kind", "task"}), "--data FILE");
+    expect_refused(calibrate({"--data", path("t.jsonl")}), "--kind task");
+    expect_refused(calibrate({"--kind", "causal", "--small-rows", "9"}), "--small-rows");
+    EXPECT_FALSE(written());
+}
+
+TEST_F(Calibrate, SaysThatAShortHaystackIsRepeated) {
+    std::filesystem::create_directory(folder / "hay");
+    std::string text;
+    for (int i = 0; i < 8; ++i) text += "The river rose by a hand and fell again in a day. ";
+    write_file(folder / "hay/a.txt", text);
+    const auto err = [&](const std::string& length) {
+        return calibrate({"--haystack", path("hay"), "--lengths", length, "--depths", "50",
+                          "--families", "single", "--limit", "1", "--min-passed", "1"})
+            .err;
+    };
+    EXPECT_EQ(err("40").find("repeated"), std::string::npos);
+    EXPECT_NE(err("1000").find("it is repeated"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace headkv::test
