@@ -5,17 +5,11 @@
 #include "calibrate/calibration.h"
 #include "calibrate/head_scoring.h"
 #include "calibrate/metrics.h"
+#include "engine/sequences.h"
 #include "headkv/sampler.h"
 
 namespace headkv {
 namespace {
-
-MethodConfig full_cache() {
-    MethodConfig config;
-    config.method = "full";
-    config.budget = {Budget::Unit::share, 1.0};
-    return config;
-}
 
 class Prober {
 public:

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "calibrate/forced_probes.h"
+#include "engine/sequences.h"
 #include "headkv/sampler.h"
 
 namespace headkv {
@@ -14,29 +15,6 @@ namespace {
 // Tokens of one decode call, so that their logits find room (150 MB with a vocabulary of 150,000).
 constexpr std::size_t kTokensAtOnce = 256;
 constexpr double kLeastLoss = 0.05;  // a small cache that loses less has nothing to win back
-
-MethodConfig full_cache() {
-    MethodConfig config;
-    config.method = "full";
-    config.budget = {Budget::Unit::share, 1.0};
-    return config;
-}
-
-// Releases what a prefill made.
-class Held {
-public:
-    Held(Engine& engine, std::vector<SequenceId> ids) : engine_(engine), ids_(std::move(ids)) {}
-    ~Held() {
-        for (const SequenceId id : ids_) engine_.release(id);
-    }
-    Held(const Held&) = delete;
-    Held& operator=(const Held&) = delete;
-    const std::vector<SequenceId>& ids() const { return ids_; }
-
-private:
-    Engine& engine_;
-    std::vector<SequenceId> ids_;
-};
 
 double mean(std::span<const double> values) {
     return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -63,7 +41,7 @@ Result<ProbeOutcome> run_forced(Engine& engine, const ForcedProbe& probe,
     options.expected_new_tokens = static_cast<std::int64_t>(probe.answer.size()) + 1;
     auto filled = engine.prefill(body, configs, options);
     if (!filled) return tl::unexpected(filled.error());
-    const Held held(engine, std::move(filled->sequences));
+    const Sequences held(engine, std::move(filled->sequences));
     const SequenceId sequence = held.ids()[0];
 
     std::vector<double> scores(static_cast<std::size_t>(shape.layers * shape.query_heads));
@@ -187,7 +165,7 @@ Result<ProbeOutcome> run_causal(Engine& engine, const PreparedProbe& probe,
     const auto body = std::span(probe.prompt).first(probe.prompt.size() - 1);
     auto filled = engine.prefill(body, configs, options);
     if (!filled) return tl::unexpected(filled.error());
-    const Held held(engine, std::move(filled->sequences));
+    const Sequences held(engine, std::move(filled->sequences));
     double own = 0;
     const auto means = read_answer(engine, held.ids(), probe.prompt.back(), answer, own, progress);
     if (!means) return tl::unexpected(means.error());

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "calibrate/probe.h"
-#include "eval/sequences.h"
+#include "engine/sequences.h"
 #include "headkv/sampler.h"
 
 namespace headkv {

@@ -8,8 +8,8 @@
 #include <numeric>
 
 #include "calibrate/probe.h"
+#include "engine/sequences.h"
 #include "eval/perplexity.h"
-#include "eval/sequences.h"
 #include "headkv/sampler.h"
 
 namespace headkv {

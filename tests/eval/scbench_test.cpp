@@ -3,7 +3,7 @@
 #include <sstream>
 
 #include "calibrate/probe.h"
-#include "eval/sequences.h"
+#include "engine/sequences.h"
 #include "generated.h"
 #include "headkv/sampler.h"
 #include "headkv/session.h"

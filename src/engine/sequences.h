@@ -1,4 +1,4 @@
-// Sequences of one example; freed whatever happens.
+// Sequences of one example or probe; freed whatever happens.
 #pragma once
 
 #include <utility>
@@ -7,6 +7,14 @@
 #include "headkv/engine.h"
 
 namespace headkv {
+
+// Keeps every row of the prompt.
+inline MethodConfig full_cache() {
+    MethodConfig config;
+    config.method = "full";
+    config.budget = {Budget::Unit::share, 1.0};
+    return config;
+}
 
 class Sequences {
 public:
