@@ -30,6 +30,16 @@ void gather(std::byte* to, const std::byte* from, std::span<const std::int32_t> 
 }
 
 // The same out of f16 rows of a prefill, [tokens][dim], into rows of `type`.
+void store_rotated(kernels::RowType type, const float* from, std::int64_t dim, std::byte* to) {
+    thread_local std::vector<float> row;
+    if (kernels::rotated(type)) {
+        row.assign(from, from + dim);
+        kernels::rotate(row.data(), dim);
+        from = row.data();
+    }
+    kernels::store_row(type, from, dim, to);
+}
+
 void gather_stored(kernels::RowType type, std::byte* to, const Half* from,
                    std::span<const std::int32_t> keep, std::int64_t dim) {
     const auto bytes = kernels::row_bytes(type, dim);
@@ -41,20 +51,9 @@ void gather_stored(kernels::RowType type, std::byte* to, const Half* from,
     std::vector<float> row(size(dim));
     for (const auto position : keep) {
         kernel.to_float(from + position * dim, row.data(), dim);
-        kernels::rotate(row.data(), dim);
-        kernels::store_row(type, row.data(), dim, to);
+        store_rotated(type, row.data(), dim, to);
         to += bytes;
     }
-}
-
-void store_rotated(kernels::RowType type, const float* from, std::int64_t dim, std::byte* to) {
-    thread_local std::vector<float> row;
-    if (kernels::rotated(type)) {
-        row.assign(from, from + dim);
-        kernels::rotate(row.data(), dim);
-        from = row.data();
-    }
-    kernels::store_row(type, from, dim, to);
 }
 
 [[maybe_unused]] bool divides(kernels::RowType type, std::int64_t dim) {

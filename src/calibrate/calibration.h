@@ -61,6 +61,12 @@ using ProbeRunner = std::function<Result<ProbeOutcome>(std::size_t probe)>;
 std::vector<CalibrationProbe> needle_probes(std::span<const ProbeSpec> specs,
                                             std::span<const Needle> needles);
 
+// A probe that asks for a needle: its text is made, then `run` has it.
+using NeedleProbe = std::function<Result<ProbeOutcome>(const Needle&, PreparedProbe)>;
+ProbeRunner needle_runner(Engine& engine, const Haystack& haystack, std::span<const Needle> needles,
+                          std::span<const ProbeSpec> specs, const CalibrationSettings& settings,
+                          NeedleProbe run);
+
 // The engine's for r and r2: reads the prompt but its last token with the full cache, then decodes
 // greedily from that token on and scores every head at every step.
 ProbeRunner engine_probe_runner(Engine& engine, const Haystack& haystack,

@@ -118,17 +118,27 @@ private:
 
 }  // namespace
 
-ProbeRunner engine_probe_runner(Engine& engine, const Haystack& haystack,
-                                std::span<const Needle> needles, std::span<const ProbeSpec> specs,
-                                const CalibrationSettings& settings, const Progress& progress) {
+ProbeRunner needle_runner(Engine& engine, const Haystack& haystack, std::span<const Needle> needles,
+                          std::span<const ProbeSpec> specs, const CalibrationSettings& settings,
+                          NeedleProbe run) {
     return [&engine, &haystack, needles, specs, &settings,
-            progress](std::size_t which) -> Result<ProbeOutcome> {
+            run = std::move(run)](std::size_t which) -> Result<ProbeOutcome> {
         const ProbeSpec& spec = specs[which];
         const Needle& needle = needles[static_cast<std::size_t>(spec.needle)];
         auto probe = prepare_probe(engine.model(), haystack, needle, spec, settings.chat);
         if (!probe) return tl::unexpected(probe.error());
-        return Prober(engine, settings, needle, std::move(*probe)).run(progress);
+        return run(needle, std::move(*probe));
     };
+}
+
+ProbeRunner engine_probe_runner(Engine& engine, const Haystack& haystack,
+                                std::span<const Needle> needles, std::span<const ProbeSpec> specs,
+                                const CalibrationSettings& settings, const Progress& progress) {
+    return needle_runner(
+        engine, haystack, needles, specs, settings,
+        [&engine, &settings, progress](const Needle& needle, PreparedProbe probe) {
+            return Prober(engine, settings, needle, std::move(probe)).run(progress);
+        });
 }
 
 }  // namespace headkv

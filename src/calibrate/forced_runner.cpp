@@ -198,16 +198,13 @@ ProbeRunner engine_forced_runner(Engine& engine, std::span<const ForcedProbe> pr
 ProbeRunner engine_causal_runner(Engine& engine, const Haystack& haystack,
                                  std::span<const Needle> needles, std::span<const ProbeSpec> specs,
                                  const CalibrationSettings& settings, const Progress& progress) {
-    return [&engine, &haystack, needles, specs, &settings,
-            progress](std::size_t which) -> Result<ProbeOutcome> {
-        const ProbeSpec& spec = specs[which];
-        const Needle& needle = needles[static_cast<std::size_t>(spec.needle)];
-        const auto probe = prepare_probe(engine.model(), haystack, needle, spec, settings.chat);
-        if (!probe) return tl::unexpected(probe.error());
-        const auto answer =
-            answer_tokens(engine.model().tokenizer(), needle.answer, settings.chat.has_value());
-        return run_causal(engine, *probe, answer, settings, progress);
-    };
+    return needle_runner(
+        engine, haystack, needles, specs, settings,
+        [&engine, &settings, progress](const Needle& needle, const PreparedProbe& probe) {
+            const auto answer =
+                answer_tokens(engine.model().tokenizer(), needle.answer, settings.chat.has_value());
+            return run_causal(engine, probe, answer, settings, progress);
+        });
 }
 
 Result<void> check_causal(const CalibrationSettings& settings) {

@@ -28,7 +28,9 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
         return tl::unexpected(made.error());
     }
     if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-        result->launch_attention_alone();
+        if (auto done = result->launch_attention_alone(); !done) {
+            return tl::unexpected(done.error());
+        }
         return result;
     }
     // One pool for all graphs: threads that stay awake between the steps of an answer.
@@ -42,9 +44,9 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
     return result;
 }
 
-void Compute::launch_attention_alone() const {
+Result<void> Compute::launch_attention_alone() const {
     constexpr const char* kName = "GGML_CUDA_PDL";
-    if (std::getenv(kName) != nullptr) return;  // somebody's own choice
+    if (std::getenv(kName) != nullptr) return {};  // somebody's own choice
     const auto context = make_context(16);
     auto* c = context.get();
     constexpr std::int64_t kDim = 64, kRows = 256;
@@ -53,16 +55,19 @@ void Compute::launch_attention_alone() const {
     auto* values = ggml_new_tensor_4d(c, GGML_TYPE_F16, kDim, kRows, 1, 1);
     auto* mask = ggml_new_tensor_4d(c, GGML_TYPE_F16, kRows, 1, 1, 1);
     const ggml_backend_buffer_ptr inputs(ggml_backend_alloc_ctx_tensors(c, backend_.get()));
-    if (!inputs) return;
-    ggml_backend_buffer_clear(inputs.get(), 0);
+    auto* attended = ggml_flash_attn_ext(c, query, keys, values, mask, 1.0F, 0.0F, 0.0F);
+    if (!ggml_backend_supports_op(backend_.get(), attended)) return {};  // it has no such kernels
     auto* graph = new_graph(c, 8, passing_);
-    ggml_build_forward_expand(graph,
-                              ggml_flash_attn_ext(c, query, keys, values, mask, 1.0F, 0.0F, 0.0F));
+    ggml_build_forward_expand(graph, attended);
     WorkMemory work(backend_.get());
-    if (!work.place(graph)) return;
+    if (!inputs || !work.place(graph)) {
+        return failure("no memory is left on {}", ggml_backend_name(backend_.get()));
+    }
+    ggml_backend_buffer_clear(inputs.get(), 0);
     setenv(kName, "0", 0);
-    static_cast<void>(run(graph));
+    auto done = run(graph);
     unsetenv(kName);
+    return done;
 }
 
 Result<void> Compute::make_rotations(const Hyper& hyper) {

@@ -46,8 +46,9 @@ private:
     // dependent launch). In recorded graphs its vector kernel for attention then gives wrong
     // values, other ones in every run (seen on an H100). The backend looks at GGML_CUDA_PDL when a
     // kind of kernel is launched for the first time: here attention is launched without, and all
-    // other kinds keep what they gain by it. Must come before any other attention.
-    void launch_attention_alone() const;
+    // other kinds keep what they gain by it. Must come before any other attention. Error (failure):
+    // out of memory.
+    Result<void> launch_attention_alone() const;
     Result<void> checked(ggml_status status) const;
     Result<void> make_rotations(const Hyper& hyper);
     struct FreePool {

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <iterator>
 
+#include "engine/sequences.h"
+
 namespace headkv {
 
 std::vector<ConfigUnderTest> with_full(std::span<const ConfigUnderTest> configs) {
-    MethodConfig full;
-    full.method = "full";
-    full.budget = {Budget::Unit::share, 1.0};
-    std::vector<ConfigUnderTest> all = {{full, "full", 0}};
+    std::vector<ConfigUnderTest> all = {{full_cache(), "full", 0}};
     all.insert(all.end(), configs.begin(), configs.end());
     return all;
 }
