@@ -1,5 +1,7 @@
 #include "eval/answering.h"
 
+#include <gtest/gtest.h>
+
 #include "headkv/sampler.h"
 #include "support/tiny_model.h"
 
