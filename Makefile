@@ -49,8 +49,7 @@ format: ## formats our sources in place
 
 sanitize: setup ## tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(configure) -B build-asan -DHEADKV_SANITIZE=address,undefined -DHEADKV_EXAMPLES=OFF -DHEADKV_PCH=OFF \
-	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' --log-level=NOTICE \
-	  && ninja -C build-asan -j $(JOBS)
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1' --log-level=NOTICE
 	@tools/run-sanitized
 
 bench-kernels: setup ## each kernel beside a plain loop; fails where one has lost its speed

@@ -125,6 +125,17 @@ void decode(benchmark::State& state, RowType type) {
     work.count_bytes(state);
     state.SetLabel(std::string(kernels::best().name));
 }
+// A whole step's rows, more than any cache holds: 48 heads of 8192 rows, 100 MB, read from memory.
+void decode_from_memory(benchmark::State& state) {
+    std::vector<Decode> heads;
+    for (int head = 0; head < 48; ++head) heads.emplace_back(state.range(0));
+    for (auto _ : state) {
+        for (auto& head : heads) head.run(kernels::best());
+    }
+    state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(heads.size()) *
+                            state.range(0) * 2 * kernels::row_bytes(RowType::f16, kDim));
+}
+BENCHMARK(decode_from_memory)->Name("decode/memory")->Arg(8192);
 void naive_decode(benchmark::State& state) {
     Decode work(state.range(0));
     for (auto _ : state) work.run_naive();

@@ -1,5 +1,7 @@
 #include "engine/linear_op.h"
 
+#include <ggml-backend.h>
+
 #include <algorithm>
 #include <array>
 
@@ -13,8 +15,9 @@ namespace headkv {
 namespace {
 
 // Fewer columns are faster in ggml's own quantised products (measured on AVX2;
-// docs/performance.md).
-constexpr std::int64_t kLeastColumns = 48;
+// docs/performance.md): in those of repacked weights, which gain from columns, and in those of the
+// types that ggml does not repack, which take each column by itself.
+constexpr std::int64_t kLeastColumns = 48, kLeastColumnsPlain = 24;
 // Rows of a panel: enough that packing x in the product is cheap, few enough that threads stay even
 // (of 192 rows, three panels of a small model's matrix leave the second of two threads idle).
 constexpr std::int64_t kPanelRows = 96;
@@ -41,7 +44,9 @@ PackedLayer::Panels& PackedLayer::of(const Matrix& w) {
 }
 
 bool LinearOps::pays(const Matrix& w, std::int64_t columns) const {
-    if (columns < kLeastColumns) return false;
+    // Only buffers of ggml's own layouts are not plain host memory on the CPU.
+    const bool plain = ggml_backend_buffer_is_host(w.tensor->buffer);
+    if (columns < (plain ? kLeastColumnsPlain : kLeastColumns)) return false;
 #ifndef HEADKV_HAVE_DNNL
     if (packed_ == nullptr) return false;
 #endif

@@ -22,6 +22,7 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr std::int64_t kBlock = 64;     // rows that attend_rows scores before it touches values
 constexpr std::int64_t kTogether = 16;  // queries that it takes at a time
+constexpr std::int64_t kStride = 16;    // f16 rows between two requests for what comes next
 constexpr std::int64_t kColumns = 2 * V::width;  // columns of one micro tile
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
@@ -450,22 +451,61 @@ void absorb(float* scores, std::int64_t count, float* max, float* sum, float* ou
     *sum += exp_and_sum(scores, count, *max);
 }
 
+// Asks for what a loop will read soon, a few cache lines at each of its steps: rows lie in several
+// streams (keys and values of many heads), which the hardware's own prefetching follows too late.
+// Measured on Zen 4: 22 to 29 GB/s a core from memory, 37 to 32 from a cache (docs/performance.md).
+class Ahead {
+public:
+    Ahead(const std::byte* begin, std::int64_t bytes) : next_(begin), end_(begin + bytes) {}
+    void ask(std::int64_t bytes) {
+        for (; bytes > 0 && next_ < end_; bytes -= kLine, next_ += kLine) __builtin_prefetch(next_);
+    }
+
+private:
+    static constexpr std::int64_t kLine = 64;
+    const std::byte* next_;
+    const std::byte* end_;
+};
+
+// Up to kBlock rows and kTogether queries. While f16 keys are read, the block's values are asked
+// for; while values are read, the keys of `next`. Quantised rows are worked on for longer than they
+// take to come. Sums are the same whatever the size of a step.
+void attend_block(const float* q, std::int64_t queries, Rows block, Rows next, HeadDims dims,
+                  SoftmaxState state) {
+    alignas(64) float scores[kTogether * kBlock];
+    const bool halves = block.key_type == RowType::f16 && block.value_type == RowType::f16;
+    const auto step = halves ? kStride : kBlock;
+    const auto key_bytes = halves ? row_bytes(RowType::f16, dims.k) : 0;
+    const auto value_bytes = halves ? row_bytes(RowType::f16, dims.v) : 0;
+    Ahead values(block.values, block.count * value_bytes);
+    Ahead keys(next.keys, next.count * key_bytes);
+    for (std::int64_t row = 0; row < block.count; row += step) {
+        values.ask(step * value_bytes);
+        dot_keys(q, queries, block.slice(row, std::min(row + step, block.count), dims), dims.k,
+                 scores + row, kBlock);
+    }
+    for (std::int64_t g = 0; g < queries; ++g) {
+        absorb(scores + g * kBlock, block.count, state.max + g, state.sum + g,
+               state.out + g * dims.v, dims.v);
+    }
+    for (std::int64_t row = 0; row < block.count; row += step) {
+        keys.ask(step * key_bytes);
+        weigh_rows(scores + row, queries, block.slice(row, std::min(row + step, block.count), dims),
+                   dims.v, state.out);
+    }
+}
+
 void attend_rows(const float* q, std::int64_t queries, Rows rows, HeadDims dims,
                  SoftmaxState state) {
     assert(rows.key_type == RowType::f16 || dims.k % kQuantBlock == 0);
     assert(rows.value_type == RowType::f16 || dims.v % kQuantBlock == 0);
-    alignas(64) float scores[kTogether * kBlock];
     for (std::int64_t row = 0; row < rows.count; row += kBlock) {
-        const auto block = rows.slice(row, std::min(row + kBlock, rows.count), dims);
+        const auto end = std::min(row + kBlock, rows.count);
+        const auto block = rows.slice(row, end, dims);
+        const auto next = rows.slice(end, std::min(end + kBlock, rows.count), dims);
         for (std::int64_t first = 0; first < queries; first += kTogether) {
-            const auto some = std::min(kTogether, queries - first);
-            float* out = state.out + first * dims.v;
-            dot_keys(q + first * dims.k, some, block, dims.k, scores, kBlock);
-            for (std::int64_t g = 0; g < some; ++g) {
-                absorb(scores + g * kBlock, block.count, state.max + first + g,
-                       state.sum + first + g, out + g * dims.v, dims.v);
-            }
-            weigh_rows(scores, some, block, dims.v, out);
+            attend_block(q + first * dims.k, std::min(kTogether, queries - first), block, next,
+                         dims, {state.max + first, state.sum + first, state.out + first * dims.v});
         }
     }
 }
