@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string_view>
+
+#include "calibrate/lines.h"
 
 namespace headkv {
 namespace {
@@ -215,18 +216,9 @@ Result<Needle> parse_needle(const std::string& line, const std::string& where) {
 }  // namespace
 
 Result<std::vector<Needle>> load_needles(const std::filesystem::path& file) {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) return bad_input("{}: cannot read the needle file", file.string());
-    std::vector<Needle> needles;
-    std::string line;
-    for (std::int64_t number = 1; std::getline(in, line); ++number) {
-        if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-        auto needle = parse_needle(line, fmt::format("{}: line {}", file.string(), number));
-        if (!needle) return tl::unexpected(needle.error());
-        needles.push_back(std::move(*needle));
-    }
-    if (needles.empty()) return bad_input("{}: holds no needle", file.string());
-    return needles;
+    return parse_lines<Needle>(file, "needle file", "needle",
+                               [](const std::string& line, const std::string& where,
+                                  std::int64_t /*number*/) { return parse_needle(line, where); });
 }
 
 }  // namespace headkv

@@ -1,17 +1,13 @@
 // A user's own examples as probes.
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "calibrate/forced_probes.h"
+#include "calibrate/lines.h"
 #include "headkv/session.h"
 
 namespace headkv {
 namespace {
-
-bool is_blank(std::string_view text) {
-    return text.find_first_not_of(" \t\r\n") == std::string_view::npos;
-}
 
 std::string_view trimmed(std::string_view text) {
     const std::size_t first = text.find_first_not_of(" \t\r\n");
@@ -53,19 +49,14 @@ Result<TaskRow> parse_row(const std::string& line, const std::string& where) {
 }  // namespace
 
 Result<std::vector<TaskRow>> load_task_rows(const std::filesystem::path& file) {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) return bad_input("{}: cannot read the task's examples", file.string());
-    std::vector<TaskRow> rows;
-    std::string line;
-    for (std::int64_t number = 1; std::getline(in, line); ++number) {
-        if (is_blank(line)) continue;
-        auto row = parse_row(line, fmt::format("{}: line {}", file.string(), number));
-        if (!row) return tl::unexpected(row.error());
-        row->line = number;
-        rows.push_back(std::move(*row));
-    }
-    if (rows.empty()) return bad_input("{}: holds no example", file.string());
-    return rows;
+    return parse_lines<TaskRow>(
+        file, "task's examples", "example",
+        [](const std::string& line, const std::string& where, std::int64_t number) {
+            return parse_row(line, where).map([number](TaskRow row) {
+                row.line = number;
+                return row;
+            });
+        });
 }
 
 std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view answer, bool chat) {
