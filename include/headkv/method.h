@@ -13,9 +13,25 @@
 
 namespace headkv {
 
-enum class ScoreStep { none, position, window_attention };
-enum class AllocateStep { all, uniform, pyramid, adaptive, head_importance };
-enum class SelectStep { all, sinks_recent, top_k_window };
+enum class ScoreStep {
+    none,
+    position,
+    window_attention,       // mean attention of the last queries, pooled over positions
+    accumulated_attention,  // mean attention of all queries (2306.14048)
+    last_query,             // attention of the last query, mean over the layer (2401.06104)
+    layer_attention,        // window attention, mean over the layer (2502.00299)
+    key_norm,               // -|k|
+    key_difference,         // -cos(k, mean direction of the keys) (2504.15364)
+    random,
+};
+enum class AllocateStep { all, uniform, pyramid, adaptive, head_importance, binary_heads };
+enum class SelectStep {
+    all,
+    sinks_recent,
+    top_k_window,  // the window and the best rows before it
+    heavy_recent,  // half of a head's rows are its last ones, half the best before them
+    top_k,         // the last row and the best before it
+};
 enum class StoreStep { f16, q8_0, q4_0 };  // types of cached rows; the latter two are ggml's
 enum class Pool { max, avg };
 enum class GroupReduce { mean, max };
@@ -38,10 +54,13 @@ struct Recipe {
     std::string_view score_kind;  // kind of head scores that allocate needs ("r", "r2"), or empty
     std::string_view paper;       // arXiv number
     std::string_view summary;     // one sentence
+    std::int64_t chunk = 1;       // positions kept together where MethodOptions do not say
 };
 
-// The table, in display order: full, streaming-llm, snapkv, pyramidkv, ada-kv, headkv-r, headkv-r2.
+// The table, in display order.
 std::span<const Recipe> recipes();
+// The options that a recipe's steps read, by their names on the command line ("window", "kernel").
+std::vector<std::string_view> option_names(const Recipe& recipe);
 // Error (bad_input): unknown name; suggests the nearest one and lists all.
 Result<const Recipe*> find_recipe(std::string_view name);
 
@@ -65,7 +84,13 @@ struct MethodOptions {
     double floor = 0.2;          // adaptive: share of the rows that is uniform (2407.11550)
     bool normalize = true;       // adaptive: scale a head's scores by the mass its top rows hold
     GroupReduce group_reduce = GroupReduce::mean;
-    std::int64_t sinks = 4;      // sinks_recent: first rows kept (2309.17453)
+    double temperature = 1;  // head_importance: shares of heads are taken to this power, 0 to 100
+    double shrink = 0;       // head_importance: 0..1, how far shares are moved to equal ones
+    double mix = 0;          // head_importance: 0..1 of a layer's rows that its heads compete for,
+                             // as in ada-kv; the rest follows the scores
+    std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
+    std::int64_t seed = 1;   // random: another choice
+    std::int64_t sinks = 4;  // sinks_recent: first rows kept (2309.17453)
     std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
 };
 // The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
@@ -135,15 +160,22 @@ public:
     const Plan& plan() const { return plan_; }
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
-    std::int64_t observe() const;  // last prompt queries whose attention is needed; 0: none
-    // The same for a re-selection while decoding, which a prompt below the budget may need, too.
+    // Last prompt queries whose attention is needed; 0: none. Accumulated attention needs them all.
+    std::int64_t observe() const;
+    bool needs_keys() const;  // whether keep_layer() wants the layer's keys
+    // The same for a re-selection while decoding, which a prompt below the budget may need, too:
+    // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
+    // Whether the rows of a head are only known once a prompt has been read.
+    bool rows_follow_prompt() const;
 
     // Keep lists of one layer after prefill: [kv_heads] sorted positions.
     // `observed` [query_heads][prompt_tokens] f32: attention of the last observe() queries (softmax
     // over all keys, causal inside the window), mean over those queries. Empty if observe() is 0.
+    // `keys` [kv_heads][prompt_tokens][head_dim] f32, empty unless needs_keys().
     std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
-                                                      std::span<const float> observed) const;
+                                                      std::span<const float> observed,
+                                                      std::span<const float> keys = {}) const;
 
     // Rows that a head may hold after a re-selection while decoding, however long the answer.
     // keep_layer never exceeds it and, over all heads, it sums to the budget exactly: the plan of
@@ -158,6 +190,11 @@ public:
                                         std::int64_t rows) const;
 
 private:
+    std::vector<float> values_of(std::int64_t layer, std::span<const float> observed,
+                                 std::span<const float> keys) const;
+    std::vector<std::int64_t> rows_of_layer(std::int64_t layer,
+                                            const std::vector<float>& values) const;
+
     const Recipe* recipe_ = nullptr;
     MethodConfig config_;
     HeadShape shape_;
@@ -174,6 +211,8 @@ private:
 // Importance of KV heads: sum of query-head scores over the group, then shares that sum to 1.
 // All-zero scores give equal shares.
 std::vector<double> kv_head_shares(const HeadScores& scores, const HeadShape& shape);
+// Shares to the power `temperature`, then moved towards equal ones by `shrink` (0..1); sum to 1.
+std::vector<double> reshaped_shares(std::vector<double> shares, double temperature, double shrink);
 
 // Splits `total` over weights by largest remainder (ties: lower index); the result sums to `total`.
 std::vector<std::int64_t> largest_remainder(std::span<const double> weights, std::int64_t total);
@@ -190,6 +229,11 @@ Plan allocate_uniform(const HeadShape& shape, double rows, std::int64_t limit);
 // remainder.
 Plan allocate_pyramid(const HeadShape& shape, double rows, std::int64_t window, double beta,
                       std::int64_t limit);
+// DuoAttention (2410.10819) at KV-head grain and under a budget: as many heads as it pays for, the
+// most important first, get `limit` rows; the others share the rest evenly, `least` rows or (at
+// budgets below that) all the same.
+Plan allocate_binary_heads(const HeadShape& shape, std::span<const double> shares, double rows,
+                           std::int64_t least, std::int64_t limit);
 // One layer of Ada-KV (2407.11550) at KV-head grain. `values` [heads][positions before the window].
 // Returns rows per head, window included, summing to `total`.
 std::vector<std::int64_t> allocate_adaptive(std::span<const float> values, std::int64_t heads,
@@ -206,6 +250,20 @@ std::vector<std::int64_t> allocate_as_published(const HeadScores& scores, std::i
 std::vector<float> score_window(std::span<const float> observed, const HeadShape& shape,
                                 std::int64_t n, std::int64_t window, std::int64_t kernel, Pool pool,
                                 GroupReduce reduce);
+
+// Scores that look at no attention, per (KV head, position): [kv_heads][n] from keys
+// [kv_heads][n][dim] f32. A key without direction counts as unlike all others.
+std::vector<float> score_key_norm(std::span<const float> keys, std::int64_t heads, std::int64_t n);
+std::vector<float> score_key_difference(std::span<const float> keys, std::int64_t heads,
+                                        std::int64_t n);
+// Numbers in [0, 1) that only depend on seed, layer, head and position: [heads][n].
+std::vector<float> score_random(std::int64_t seed, std::int64_t layer, std::int64_t heads,
+                                std::int64_t n);
+// In place, values [heads][n]: every head gets the mean over the heads, so that all keep the same.
+void share_values(std::span<float> values, std::int64_t heads);
+// In place, values [heads][n]: every position gets the mean of its chunk of `chunk` positions, so
+// that chunks stay or go as a whole (but for one that the budget cuts).
+void join_chunks(std::span<float> values, std::int64_t heads, std::int64_t chunk);
 
 // The first `protect` rows, the window, and the best positions between them (ties: lower position)
 // up to `rows` in all, sorted. Fewer rows than those always kept: the window goes first.

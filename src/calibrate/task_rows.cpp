@@ -52,10 +52,9 @@ Result<std::vector<TaskRow>> load_task_rows(const std::filesystem::path& file) {
     return parse_lines<TaskRow>(
         file, "task's examples", "example",
         [](const std::string& line, const std::string& where, std::int64_t number) {
-            return parse_row(line, where).map([number](TaskRow row) {
-                row.line = number;
-                return row;
-            });
+            auto row = parse_row(line, where);
+            if (row) row->line = number;
+            return row;
         });
 }
 

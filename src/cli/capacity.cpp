@@ -338,16 +338,23 @@ Result<void> capacity_plan(const CapacityArguments& given) {
     if (all) {
         for (const Recipe& recipe : recipes()) arguments.methods.emplace_back(recipe.name);
     }
+    // Of all methods, some may want what is not there: head scores, or what a device does not
+    // compute. What was named must be possible, and something with a budget besides.
+    std::optional<Error> first;
+    bool any = false;
     for (const auto& written : arguments.methods) {
         auto method = figures_of(arguments, *figures, written);
         if (!method) {
-            // Of all methods, some may want what is not there (head scores); what was named must.
-            const bool scores = all && written.starts_with("headkv-");
-            if (!scores) return tl::unexpected(method.error());
+            if (!all) return tl::unexpected(method.error());
+            if (!first) first = method.error();
             method = MethodFigures{.title = written, .missing = method.error().message};
+        } else {
+            const auto recipe = find_recipe(written);
+            any = any || !recipe || (*recipe)->allocate != AllocateStep::all;
         }
         figures->methods.push_back(std::move(*method));
     }
+    if (all && !any && first) return tl::unexpected(*first);
     const auto context = figures->model.context;
     if (figures->prompt + figures->new_tokens > context) {
         note(fmt::format(

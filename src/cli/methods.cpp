@@ -20,27 +20,28 @@ struct MethodsArguments {
 
 // The options that a recipe's steps read, with our defaults; names as on the command line.
 ordered_json options_of(const Recipe& recipe) {
-    const MethodOptions defaults;
+    const MethodOptions d;
+    const bool pyramid = recipe.allocate == AllocateStep::pyramid;
+    const ordered_json defaults = {
+        {"window", d.window},
+        {"protect", d.protect},
+        {"observe", d.observe},
+        {"kernel", d.kernel},
+        {"pool", name_of(d.pool)},
+        {"group-reduce", name_of(d.group_reduce)},
+        {"chunk-size", recipe.chunk},
+        {"beta", pyramid ? ordered_json(d.pyramid_beta) : ordered_json("rows / 32, from 2 to 5")},
+        {"pyramid-beta", d.pyramid_beta},
+        {"temperature", d.temperature},
+        {"shrink", d.shrink},
+        {"mix", d.mix},
+        {"floor", d.floor},
+        {"normalize", d.normalize ? "yes" : "no"},
+        {"choice", d.seed},
+        {"sinks", d.sinks},
+        {"reserve", d.reserve}};
     ordered_json options = ordered_json::object();
-    if (recipe.select == SelectStep::all) return options;
-    if (recipe.select == SelectStep::sinks_recent) options["sinks"] = defaults.sinks;
-    if (recipe.score == ScoreStep::window_attention) {
-        options["window"] = defaults.window;
-        options["protect"] = defaults.protect;
-        options["observe"] = defaults.observe;
-        options["kernel"] = defaults.kernel;
-        options["pool"] = name_of(defaults.pool);
-        options["group-reduce"] = name_of(defaults.group_reduce);
-    }
-    if (recipe.allocate == AllocateStep::head_importance) {
-        options["beta"] = "rows / 32, from 2 to 5";
-    }
-    if (recipe.allocate == AllocateStep::pyramid) options["pyramid-beta"] = defaults.pyramid_beta;
-    if (recipe.allocate == AllocateStep::adaptive) {
-        options["floor"] = defaults.floor;
-        options["normalize"] = defaults.normalize ? "yes" : "no";
-    }
-    options["reserve"] = defaults.reserve;
+    for (const auto name : option_names(recipe)) options[name] = defaults.at(name);
     return options;
 }
 

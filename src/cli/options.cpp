@@ -257,6 +257,19 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     add("--normalize", a.normalize,
         "ada-kv: scale a head's scores by the mass its best rows hold: yes (default) or no",
         "YES|NO");
+    add("--temperature", a.temperature,
+        fmt::format("head scores are taken to this power ({})", d.temperature).c_str(), "T");
+    add("--shrink", a.shrink,
+        fmt::format("0 to 1: moves head scores towards equal ones ({})", d.shrink).c_str(), "S");
+    add("--mix", a.mix,
+        fmt::format("0 to 1: part of a layer's rows that its heads compete for, besides their "
+                    "scores ({})",
+                    d.mix)
+            .c_str(),
+        "M");
+    add("--chunk-size", a.chunk, "positions that stay or go together (chunkkv 10, others 1)", "N");
+    add("--choice", a.seed, fmt::format("random: another choice of rows ({})", d.seed).c_str(),
+        "N");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
         "N");
     add("--reserve", a.reserve,
@@ -326,6 +339,11 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     take(arguments.sinks, options.sinks);
     take(arguments.reserve, options.reserve);
     take(arguments.floor, options.floor);
+    take(arguments.temperature, options.temperature);
+    take(arguments.shrink, options.shrink);
+    take(arguments.mix, options.mix);
+    take(arguments.chunk, options.chunk);
+    take(arguments.seed, options.seed);
     // The two betas divide different things; --beta means that of the method at hand.
     take(arguments.beta,
          recipe.allocate == AllocateStep::pyramid ? options.pyramid_beta : options.beta);

@@ -35,9 +35,9 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, protect, observe, kernel, sinks, reserve;
+    std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve;
     std::optional<std::string> pool, group_reduce, normalize, kv_type, layout;
-    std::optional<double> beta, pyramid_beta, floor;
+    std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
 void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);

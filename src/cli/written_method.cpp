@@ -1,4 +1,7 @@
 // Methods with options of their own, as "headkv-r2:window=24:kv-type=q8_0".
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <system_error>
@@ -20,21 +23,42 @@ Result<T> number(std::string_view text, std::string_view option) {
     return value;
 }
 
+// What every method takes besides the options of its steps.
+constexpr std::array<std::string_view, 2> kOfAll = {"kv-type", "layout"};
+
+// Error (bad_input): an option that no step of the method reads; lists those that are read. An
+// unknown method takes any: what is wrong with it is said elsewhere.
+Result<void> check_known(const MethodArguments& arguments, std::string_view name) {
+    const auto recipe = find_recipe(arguments.method);
+    if (!recipe) return {};
+    auto known = option_names(**recipe);
+    known.insert(known.end(), kOfAll.begin(), kOfAll.end());
+    if (std::find(known.begin(), known.end(), name) != known.end()) return {};
+    return bad_input("{} has no option {}; it has {}", arguments.method, name,
+                     fmt::join(known, ", "));
+}
+
 // "kernel=13".
 Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::size_t equals = option.find('=');
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 6> integers = {
+    if (auto known = check_known(arguments, name); !known) return known;
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 8> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
          {"observe", &arguments.observe},
          {"kernel", &arguments.kernel},
+         {"chunk-size", &arguments.chunk},
+         {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
          {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 3> reals = {
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 6> reals = {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
+         {"temperature", &arguments.temperature},
+         {"shrink", &arguments.shrink},
+         {"mix", &arguments.mix},
          {"floor", &arguments.floor}}};
     const std::array<std::pair<std::string_view, std::optional<std::string>*>, 5> names = {
         {{"pool", &arguments.pool},
@@ -61,11 +85,7 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
         *target = text;
         return {};
     }
-    return bad_input(
-        "option {} of a method is unknown; known are window, protect, observe, kernel, sinks, "
-        "reserve, beta, pyramid-beta, floor, normalize, pool, group-reduce, kv-type, "
-        "layout",
-        name);
+    return bad_input("option {} of {} is unknown", name, arguments.method);
 }
 
 // The options behind the name; a part without "=" goes on with the value of the one before it, as

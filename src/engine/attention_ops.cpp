@@ -15,8 +15,9 @@ using kernels::HeadDims;
 using kernels::Rows;
 using kernels::SoftmaxState;
 
-constexpr std::int64_t kRowBlock = 512;    // cached rows of one decode unit
-constexpr std::int64_t kTileQueries = 24;  // from here on, tiles beat row-by-row
+constexpr std::int64_t kRowBlock = 512;         // cached rows of one decode unit
+constexpr std::int64_t kTileQueries = 24;       // from here on, tiles beat row-by-row
+constexpr std::int64_t kObservedTogether = 32;  // queries whose weights are held at once
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
@@ -218,31 +219,44 @@ void compute_prefill_packed(ggml_tensor* out, int /*thread*/, int /*threads*/, v
         });
 }
 
-void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
-    auto& plan = *static_cast<Observation*>(data);
+// Adds the attention of queries [begin, end) of the plan's to `sums` [tokens]. `memory`:
+// (end - begin) * (dim_k + tokens) floats.
+void add_attention(const Observation& plan, std::int64_t head, std::int64_t begin, std::int64_t end,
+                   float* memory, float* sums) {
     const auto& shape = plan.shape;
     const auto& kernel = kernels::best();
     const auto tokens = plan.rows.tokens;
     const auto width = shape.heads.query_heads * shape.dim_k;
-    float* queries = scratch(size(plan.count * (shape.dim_k + tokens)));
-    float* scores = queries + plan.count * shape.dim_k;
-    for (auto head = plan.next.fetch_add(1); head < shape.heads.query_heads;
+    float* scores = memory + (end - begin) * shape.dim_k;
+    for (auto i = begin; i < end; ++i) {
+        const float* from = plan.queries + i * width + head * shape.dim_k;
+        float* query = memory + (i - begin) * shape.dim_k;
+        for (std::int64_t d = 0; d < shape.dim_k; ++d) query[d] = from[d] * shape.scale;
+    }
+    const auto* keys = plan.rows.keys.data() + head / shape.heads.group() * tokens * shape.dim_k;
+    const auto most = tokens - plan.count + end;  // rows that the last of them sees
+    kernel.dot_rows(memory, end - begin, keys, most, shape.dim_k, scores, tokens);
+    for (auto i = begin; i < end; ++i) {
+        float* weights = scores + (i - begin) * tokens;
+        const auto seen = tokens - plan.count + i + 1;
+        kernel.softmax(weights, seen);
+        for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j];
+    }
+}
+
+// Queries are taken in blocks, so that the attention of all of a prompt needs no matrix of
+// tokens x tokens.
+void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<Observation*>(data);
+    const auto tokens = plan.rows.tokens;
+    const auto block = std::min(plan.count, kObservedTogether);
+    float* memory = scratch(size(block * (plan.shape.dim_k + tokens)));
+    for (auto head = plan.next.fetch_add(1); head < plan.shape.heads.query_heads;
          head = plan.next.fetch_add(1)) {
-        for (std::int64_t i = 0; i < plan.count; ++i) {
-            const float* from = plan.queries + i * width + head * shape.dim_k;
-            for (std::int64_t d = 0; d < shape.dim_k; ++d) {
-                queries[i * shape.dim_k + d] = from[d] * shape.scale;
-            }
-        }
-        const auto* keys =
-            plan.rows.keys.data() + head / shape.heads.group() * tokens * shape.dim_k;
-        kernel.dot_rows(queries, plan.count, keys, tokens, shape.dim_k, scores, tokens);
         float* mean = floats(out) + head * tokens;
         std::fill_n(mean, tokens, 0.0F);
-        for (std::int64_t i = 0; i < plan.count; ++i) {
-            const auto seen = tokens - plan.count + i + 1;
-            kernel.softmax(scores + i * tokens, seen);
-            for (std::int64_t j = 0; j < seen; ++j) mean[j] += scores[i * tokens + j];
+        for (std::int64_t begin = 0; begin < plan.count; begin += block) {
+            add_attention(plan, head, begin, std::min(begin + block, plan.count), memory, mean);
         }
         const float factor = 1.0F / static_cast<float>(plan.count);
         for (std::int64_t j = 0; j < tokens; ++j) mean[j] *= factor;

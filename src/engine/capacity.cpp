@@ -23,7 +23,10 @@ Result<Method> method_on_device(const ModelInfo& model, MethodConfig config, std
     if (config.layout == RowLayout()) config.layout = DeviceEngine::layout();
     const auto bytes = row_bytes(config.store, model.head_dim_k, model.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
-    return Method::create(config, model.shape, prompt, *bytes);
+    auto method = Method::create(config, model.shape, prompt, *bytes);
+    if (!method) return method;
+    if (auto can = DeviceEngine::supports(*method); !can) return tl::unexpected(can.error());
+    return method;
 }
 
 // Memory of the chunk that takes most, and of the observation and compaction behind a layer; ggml
@@ -186,7 +189,7 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     use.observed = method->observe();
     use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
                     model.head_dim_k * kF16;
-    use.shared = method->recipe().allocate != AllocateStep::adaptive;
+    use.shared = !method->rows_follow_prompt();
     std::set<std::tuple<std::int64_t, std::int64_t>> classes;  // heads and rows: they share a mask
     for (std::int64_t layer = 0; layer < plan.layers; ++layer) {
         const auto rows = std::span(plan.rows).subspan(static_cast<std::size_t>(layer * plan.heads),

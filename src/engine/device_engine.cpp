@@ -188,7 +188,7 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
     const auto observe =
         std::max<std::int64_t>(options_.keep_queries ? 1 : 0, method.observe_answer());
     std::string key;
-    if (method.recipe().allocate != AllocateStep::adaptive) {
+    if (!method.rows_follow_prompt()) {
         key = fmt::format("{} {} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
                           ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve),
                           observe);
@@ -209,6 +209,21 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
     return {cache, cache->take_slot()};
 }
 
+Result<void> DeviceEngine::supports(const Method& method) {
+    constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
+    if (method.needs_keys()) {
+        return bad_input("{} looks at keys, which stay on the device: use --device cpu",
+                         method.recipe().name);
+    }
+    if (method.observe() > kMostObserved) {
+        return bad_input(
+            "{} looks at the attention of {} queries, a device computes at most {} of a prompt: "
+            "use --device cpu",
+            method.recipe().name, method.observe(), kMostObserved);
+    }
+    return {};
+}
+
 Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     std::span<const Token> prompt, std::span<const MethodConfig> configs,
     std::int64_t expected_new_tokens) {
@@ -222,6 +237,7 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
         auto method =
             Method::create(config, hyper.shape, static_cast<std::int64_t>(prompt.size()), *bytes);
         if (!method) return tl::unexpected(method.error());
+        if (auto can = supports(*method); !can) return tl::unexpected(can.error());
         methods.push_back(std::move(*method));
     }
     std::vector<DeviceTarget> targets;

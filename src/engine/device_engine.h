@@ -23,6 +23,8 @@ public:
 
     // What the device computes a method's rows in.
     static RowLayout layout() { return {kRowBlock, 2}; }
+    // Error (bad_input): a method whose score needs what a device does not compute.
+    static Result<void> supports(const Method& method);
 
     Result<std::unique_ptr<DevicePrefill>> start_prefill(std::span<const Token> prompt,
                                                          std::span<const MethodConfig> configs,

@@ -183,12 +183,21 @@ Result<std::vector<float>> Prefill::observed(std::int64_t queries) {
     return result;
 }
 
+// The layer's keys in f32, [kv_heads][tokens][dim_k]. A copy.
+std::vector<float> Prefill::keys_as_floats() const {
+    std::vector<float> keys(size(ggml_nelements(keys_)));
+    kernels::best().to_float(static_cast<const Half*>(keys_->data), keys.data(),
+                             ggml_nelements(keys_));
+    return keys;
+}
+
 Result<void> Prefill::compress_layer() {
     const LayerRows rows{{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
                          {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
                          tokens_};
     // Configurations that look at the same queries share one observation.
     std::map<std::int64_t, std::vector<float>> observations;
+    std::vector<float> keys;  // of this layer, once a method asks for them
     for (auto& target : targets_) {
         auto& observation = observations[target.method.observe()];
         if (target.method.observe() > 0 && observation.empty()) {
@@ -196,7 +205,10 @@ Result<void> Prefill::compress_layer() {
             if (!made) return tl::unexpected(made.error());
             observation = std::move(*made);
         }
-        const auto keep = target.method.keep_layer(layer_, observation);
+        const bool keyed = target.method.needs_keys();
+        if (keyed && keys.empty()) keys = keys_as_floats();
+        const auto keep = target.method.keep_layer(
+            layer_, observation, keyed ? std::span<const float>(keys) : std::span<const float>());
         if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
             return filled;
         }

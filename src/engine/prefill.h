@@ -63,6 +63,7 @@ private:
     Result<void> run_chunk(std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
     Result<std::vector<float>> observed(std::int64_t queries);
+    std::vector<float> keys_as_floats() const;
     Result<void> compute_graph(ggml_cgraph* graph);
 
     const Compute& compute_;

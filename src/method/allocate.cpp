@@ -118,6 +118,44 @@ std::vector<double> kv_head_shares(const HeadScores& scores, const HeadShape& sh
     return shares;
 }
 
+std::vector<double> reshaped_shares(std::vector<double> shares, double temperature, double shrink) {
+    double sum = 0;
+    for (double& share : shares) {
+        if (temperature != 1) share = std::pow(share, temperature);
+        sum += share;
+    }
+    const double even = 1.0 / static_cast<double>(shares.size());
+    for (double& share : shares) {
+        if (temperature != 1) share = sum > 0 ? share / sum : even;
+        if (shrink > 0) share += (even - share) * shrink;
+    }
+    return shares;
+}
+
+Plan allocate_binary_heads(const HeadShape& shape, std::span<const double> shares, double rows,
+                           std::int64_t least, std::int64_t limit) {
+    rows = std::min({rows, static_cast<double>(limit), kMostRows});
+    const auto heads = static_cast<std::int64_t>(heads_of(shape));
+    least = std::min({least, static_cast<std::int64_t>(rows), limit});
+    std::vector<std::size_t> order(heads_of(shape));
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return shares[a] > shares[b]; });
+    std::int64_t left = total_rows(rows, shape);
+    std::int64_t full = 0;
+    // `limit` may be unbounded: compare before multiplying or adding.
+    while (full < heads && left - (heads - full - 1) * least >= limit) {
+        left -= limit;
+        ++full;
+    }
+    std::vector<double> amounts(heads_of(shape), static_cast<double>(limit));
+    for (auto i = full; i < heads; ++i) {
+        amounts[order[static_cast<std::size_t>(i)]] =
+            static_cast<double>(left) / static_cast<double>(heads - full);
+    }
+    return make_plan(shape, amounts, rows, limit);
+}
+
 Plan allocate_uniform(const HeadShape& shape, double rows, std::int64_t limit) {
     rows = std::min({rows, static_cast<double>(limit), kMostRows});
     return make_plan(shape, std::vector<double>(heads_of(shape), rows), rows, limit);

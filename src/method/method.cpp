@@ -15,6 +15,7 @@ namespace headkv {
 namespace {
 
 constexpr std::int64_t kWidestKernel = 1023;
+constexpr double kHottest = 100;  // temperature of head scores
 
 Result<void> check_options(const MethodOptions& options) {
     if (options.window < 1) {
@@ -41,6 +42,20 @@ Result<void> check_options(const MethodOptions& options) {
     if (!(options.floor >= 0 && options.floor <= 1)) {
         return bad_input("floor is {}: it must lie between 0 and 1", options.floor);
     }
+    if (!(options.temperature >= 0 && options.temperature <= kHottest)) {
+        return bad_input("temperature is {}: it must lie between 0 and {}", options.temperature,
+                         kHottest);
+    }
+    if (!(options.shrink >= 0 && options.shrink <= 1)) {
+        return bad_input("shrink is {}: it must lie between 0 and 1", options.shrink);
+    }
+    if (!(options.mix >= 0 && options.mix <= 1)) {
+        return bad_input("mix is {}: it must lie between 0 and 1", options.mix);
+    }
+    if (options.chunk < 0 || options.chunk > kWidestKernel) {
+        return bad_input("chunk is {}: it must be 0 (the method's own) to {} positions",
+                         options.chunk, kWidestKernel);
+    }
     if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
     if (options.reserve < 1) {
         return bad_input("reserve is {}: it must be at least 1 row", options.reserve);
@@ -63,7 +78,7 @@ Result<void> check_shape(const HeadShape& shape, std::int64_t prompt, std::int64
 }
 
 Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const HeadShape& shape) {
-    if (recipe.allocate != AllocateStep::head_importance) return {};
+    if (recipe.score_kind.empty()) return {};
     if (scores == nullptr) {
         return bad_input(
             "{} needs head scores of kind {}: name a file with --heads, or measure them with "
@@ -92,12 +107,38 @@ std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
             return options.sinks + 1;
         case SelectStep::top_k_window:
             return always_kept(options);
+        case SelectStep::heavy_recent:
+            return 2;
+        case SelectStep::top_k:
+            return 1;
     }
     return 0;
 }
 
+// Last rows of a head with `rows` rows in all that no score decides about.
+std::int64_t recent_rows(const Recipe& recipe, const MethodOptions& options, std::int64_t rows) {
+    switch (recipe.select) {
+        case SelectStep::heavy_recent:
+            return rows - rows / 2;
+        case SelectStep::top_k:
+            return 1;
+        default:
+            return options.window;
+    }
+}
+
+// Positions that have no value of their own, because they are kept in any case.
+std::int64_t unscored(const Recipe& recipe, const MethodOptions& options) {
+    return recipe.select == SelectStep::top_k_window ? options.window : 0;
+}
+
+std::int64_t chunk_of(const Recipe& recipe, const MethodOptions& options) {
+    return options.chunk > 0 ? options.chunk : recipe.chunk;
+}
+
 std::string_view minimum_is(const Recipe& recipe, const MethodOptions& options) {
     if (recipe.select == SelectStep::sinks_recent) return "the sinks and one recent row";
+    if (recipe.select != SelectStep::top_k_window) return "the fewest rows";
     return options.protect > 0 ? "the window and the protected rows" : "the window";
 }
 
@@ -151,6 +192,11 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     return bad_input("unknown unit of the budget");
 }
 
+std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape) {
+    return reshaped_shares(kv_head_shares(*config.scores, shape), config.options.temperature,
+                           config.options.shrink);
+}
+
 Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape, double rows,
               std::int64_t limit) {
     const MethodOptions& options = config.options;
@@ -163,9 +209,12 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
         case AllocateStep::pyramid:
             return allocate_pyramid(shape, rows, always_kept(options), options.pyramid_beta, limit);
         case AllocateStep::head_importance:
-            return allocate_head_importance(shape, kv_head_shares(*config.scores, shape), rows,
+            return allocate_head_importance(shape, shares_of(config, shape), rows,
                                             always_kept(options), importance_beta(options, rows),
                                             limit);
+        case AllocateStep::binary_heads:
+            return allocate_binary_heads(shape, shares_of(config, shape), rows,
+                                         options.sinks + options.window, limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
@@ -247,18 +296,95 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
 }
 
 std::int64_t Method::observe() const {
-    if (full_ || recipe_->score != ScoreStep::window_attention) return 0;
+    if (full_) return 0;
     const MethodOptions& options = config_.options;
-    return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+    switch (recipe_->score) {
+        case ScoreStep::window_attention:
+        case ScoreStep::layer_attention:
+            return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+        case ScoreStep::accumulated_attention:
+            return prompt_;
+        case ScoreStep::last_query:
+            return 1;
+        default:
+            return 0;
+    }
+}
+
+bool Method::needs_keys() const {
+    return !full_ &&
+           (recipe_->score == ScoreStep::key_norm || recipe_->score == ScoreStep::key_difference);
 }
 
 std::int64_t Method::observe_answer() const {
-    if (recipe_->score != ScoreStep::window_attention) return 0;
+    if (recipe_->select == SelectStep::all || recipe_->select == SelectStep::sinks_recent) return 0;
+    if (recipe_->score == ScoreStep::last_query) return 1;
     return config_.options.observe > 0 ? config_.options.observe : config_.options.window;
 }
 
+bool Method::rows_follow_prompt() const {
+    return recipe_->allocate == AllocateStep::adaptive ||
+           (recipe_->allocate == AllocateStep::head_importance && config_.options.mix > 0);
+}
+
+// [kv_heads][positions], positions = prompt less unscored().
+std::vector<float> Method::values_of(std::int64_t layer, std::span<const float> observed,
+                                     std::span<const float> keys) const {
+    const MethodOptions& options = config_.options;
+    const auto without = unscored(*recipe_, options);
+    std::vector<float> values;
+    switch (recipe_->score) {
+        case ScoreStep::key_norm:
+            values = score_key_norm(keys, shape_.kv_heads, prompt_);
+            break;
+        case ScoreStep::key_difference:
+            values = score_key_difference(keys, shape_.kv_heads, prompt_);
+            break;
+        case ScoreStep::random:
+            values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
+            break;
+        case ScoreStep::accumulated_attention:
+        case ScoreStep::last_query:
+            values = score_window(observed, shape_, prompt_, without, 1, options.pool,
+                                  options.group_reduce);
+            break;
+        default:
+            values = score_window(observed, shape_, prompt_, without, options.kernel, options.pool,
+                                  options.group_reduce);
+    }
+    if (recipe_->score == ScoreStep::last_query || recipe_->score == ScoreStep::layer_attention) {
+        share_values(values, shape_.kv_heads);
+    }
+    join_chunks(values, shape_.kv_heads, chunk_of(*recipe_, options));
+    return values;
+}
+
+// Rows of the layer's heads, given their values: the plan's, or what the heads compete for.
+std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
+                                                const std::vector<float>& values) const {
+    const MethodOptions& options = config_.options;
+    const auto first = plan_.rows.begin() + layer * shape_.kv_heads;
+    std::vector<std::int64_t> rows(first, first + shape_.kv_heads);
+    if (!rows_follow_prompt()) return rows;
+    const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
+    auto wanted =
+        allocate_adaptive(unprotected(values, shape_.kv_heads, options.protect), shape_.kv_heads,
+                          total, always_kept(options), options.floor, options.normalize);
+    if (recipe_->allocate == AllocateStep::head_importance) {
+        std::vector<double> amounts(rows.size());
+        std::transform(rows.begin(), rows.end(), wanted.begin(), amounts.begin(),
+                       [&](std::int64_t planned, std::int64_t competed) {
+                           return static_cast<double>(planned) * (1 - options.mix) +
+                                  static_cast<double>(competed) * options.mix;
+                       });
+        wanted = round_to_total(amounts, total, prompt_);
+    }
+    return fit_to_layout({1, shape_.kv_heads, std::move(wanted)}, config_.layout, prompt_).rows;
+}
+
 std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
-                                                          std::span<const float> observed) const {
+                                                          std::span<const float> observed,
+                                                          std::span<const float> keys) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);
     if (full_) return {heads, all_positions(prompt_)};
 
@@ -272,29 +398,20 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
         return kept;
     }
 
-    const auto values = score_window(observed, shape_, prompt_, options.window, options.kernel,
-                                     options.pool, options.group_reduce);
-    const auto first = plan_.rows.begin() + layer * shape_.kv_heads;
-    std::vector<std::int64_t> rows(first, first + shape_.kv_heads);
-    if (recipe_->allocate == AllocateStep::adaptive) {
-        const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-        rows = allocate_adaptive(unprotected(values, shape_.kv_heads, options.protect),
-                                 shape_.kv_heads, total, always_kept(options), options.floor,
-                                 options.normalize);
-        rows = fit_to_layout({1, shape_.kv_heads, std::move(rows)}, config_.layout, prompt_).rows;
-    }
+    const auto values = values_of(layer, observed, keys);
+    const auto rows = rows_of_layer(layer, values);
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
     for (std::size_t head = 0; head < heads; ++head) {
-        kept[head] =
-            select_top_k_window(std::span(values).subspan(head * positions, positions), prompt_,
-                                options.window, rows[head], options.protect, scratch);
+        kept[head] = select_top_k_window(std::span(values).subspan(head * positions, positions),
+                                         prompt_, recent_rows(*recipe_, options, rows[head]),
+                                         rows[head], options.protect, scratch);
     }
     return kept;
 }
 
 std::int64_t Method::bound(std::int64_t layer, std::int64_t head, std::int64_t kept) const {
-    if (recipe_->allocate == AllocateStep::adaptive && !full_) return kept;
+    if (rows_follow_prompt() && !full_) return kept;
     return bound_.at(layer, head);
 }
 
@@ -306,9 +423,12 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
         return select_sinks_recent(n, options.sinks, rows);
     }
     const HeadShape one_head{1, shape_.group(), 1};
-    const auto values = score_window(observed, one_head, n, options.window, options.kernel,
-                                     options.pool, options.group_reduce);
-    return select_top_k_window(values, n, options.window, rows, options.protect);
+    const bool pooled = recipe_->select == SelectStep::top_k_window;
+    auto values = score_window(observed, one_head, n, unscored(*recipe_, options),
+                               pooled ? options.kernel : 1, options.pool, options.group_reduce);
+    join_chunks(values, 1, chunk_of(*recipe_, options));
+    return select_top_k_window(values, n, recent_rows(*recipe_, options, rows), rows,
+                               options.protect);
 }
 
 }  // namespace headkv

@@ -1,6 +1,7 @@
 // The table of methods. A new method is one line here, plus a file for a step that is new.
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <numeric>
 
 #include "headkv/method.h"
@@ -37,6 +38,23 @@ constexpr std::array kRecipes = {
     Recipe{"headkv-causal", kWindow, A::head_importance, S::top_k_window, kF16, "causal",
            "2410.19258",
            "As headkv-r2, with scores of what a head's rows gain (calibrate --kind causal)."},
+    Recipe{"h2o", ScoreStep::accumulated_attention, A::uniform, S::heavy_recent, kF16, "",
+           "2306.14048",
+           "Keeps the rows that all queries attended to most, and as many recent ones."},
+    Recipe{"tova", ScoreStep::last_query, A::uniform, S::top_k, kF16, "", "2401.06104",
+           "Keeps the rows that the last query attends to, the same in all heads of a layer."},
+    Recipe{"chunkkv", ScoreStep::layer_attention, A::uniform, S::top_k_window, kF16, "",
+           "2502.00299",
+           "As snapkv, with whole chunks of the text, the same in all heads of a layer.", 10},
+    Recipe{"duo-attention", ScoreStep::position, A::binary_heads, S::sinks_recent, kF16, "r",
+           "2410.10819",
+           "Keeps everything in the heads that retrieve, first and recent rows in the others."},
+    Recipe{"keydiff", ScoreStep::key_difference, A::uniform, S::top_k, kF16, "", "2504.15364",
+           "Keeps the keys that point away from the mean of all keys; looks at no attention."},
+    Recipe{"knorm", ScoreStep::key_norm, A::uniform, S::top_k, kF16, "", "2406.11430",
+           "Keeps the shortest keys; looks at no attention."},
+    Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
+           "Keeps rows drawn by lot: what a method must beat."},
 };
 
 // Edits (insert, delete, replace) between two short names.
@@ -82,6 +100,32 @@ Result<const Recipe*> find_recipe(std::string_view name) {
                      all_names());
 }
 
+std::vector<std::string_view> option_names(const Recipe& recipe) {
+    if (recipe.select == SelectStep::all) return {};
+    std::vector<std::string_view> names;
+    const auto add = [&](bool used, std::initializer_list<std::string_view> more) {
+        if (used) names.insert(names.end(), more);
+    };
+    const bool windowed = recipe.select == SelectStep::top_k_window;
+    const bool ranked = recipe.select != SelectStep::sinks_recent;
+    add(!ranked, {"sinks"});
+    add(ranked, {"protect"});
+    add(windowed, {"window", "observe", "kernel", "pool"});
+    // The others rank rows by the window's attention once the answer outgrows its reserve;
+    // streaming heads beside full ones have at least the window.
+    add(!windowed && (ranked || recipe.allocate == AllocateStep::binary_heads), {"window"});
+    add(ranked, {"group-reduce", "chunk-size"});
+    add(recipe.allocate == AllocateStep::head_importance, {"beta", "mix"});
+    add(!recipe.score_kind.empty(), {"temperature", "shrink"});
+    add(recipe.allocate == AllocateStep::pyramid, {"beta", "pyramid-beta"});
+    add(recipe.allocate == AllocateStep::adaptive ||
+            recipe.allocate == AllocateStep::head_importance,
+        {"floor", "normalize"});
+    add(recipe.score == ScoreStep::random, {"choice"});
+    add(true, {"reserve"});
+    return names;
+}
+
 double importance_beta(const MethodOptions& options, double rows) {
     return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
 }
@@ -105,6 +149,18 @@ std::string_view name_of(ScoreStep step) {
             return "position";
         case ScoreStep::window_attention:
             return "window-attention";
+        case ScoreStep::accumulated_attention:
+            return "accumulated";
+        case ScoreStep::last_query:
+            return "last-query";
+        case ScoreStep::layer_attention:
+            return "layer-attention";
+        case ScoreStep::key_norm:
+            return "key-norm";
+        case ScoreStep::key_difference:
+            return "key-difference";
+        case ScoreStep::random:
+            return "random";
     }
     return "?";
 }
@@ -121,6 +177,8 @@ std::string_view name_of(AllocateStep step) {
             return "adaptive";
         case AllocateStep::head_importance:
             return "head-importance";
+        case AllocateStep::binary_heads:
+            return "binary-heads";
     }
     return "?";
 }
@@ -133,6 +191,10 @@ std::string_view name_of(SelectStep step) {
             return "sinks-recent";
         case SelectStep::top_k_window:
             return "top-k-window";
+        case SelectStep::heavy_recent:
+            return "heavy-recent";
+        case SelectStep::top_k:
+            return "top-k";
     }
     return "?";
 }

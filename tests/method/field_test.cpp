@@ -1,0 +1,228 @@
+// Methods of the field by hand: one small example each, and the steps that they bring.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <set>
+
+#include "method/naive.h"
+
+namespace headkv {
+namespace {
+
+using Positions = std::vector<std::int32_t>;
+
+// One layer of two KV heads of one query head each, ten tokens.
+constexpr HeadShape kTwoHeads{1, 2, 2};
+constexpr std::int64_t kTokens = 10;
+
+std::vector<Positions> keep(const std::string& method, double rows,
+                            const std::vector<float>& observed, const std::vector<float>& keys = {},
+                            const MethodOptions& options = {}) {
+    MethodConfig config;
+    config.method = method;
+    config.budget.value = rows;
+    config.options = options;
+    auto scores = naive::random_scores(kTwoHeads, 1);
+    scores.kind = "mine";
+    scores.mean = {0.1F, 0.9F};
+    config.scores = std::make_shared<const HeadScores>(scores);
+    const auto made = Method::create(config, kTwoHeads, kTokens, 1);
+    if (!made) throw std::runtime_error(made.error().message);
+    return made->keep_layer(0, observed, keys);
+}
+
+// clang-format off
+const std::vector<float> kObserved = {9, 1, 2, 8, 3, 0, 0, 7, 0, 0,
+                                      0, 5, 0, 1, 6, 2, 0, 0, 0, 4};
+// clang-format on
+
+TEST(FieldMethods, H2oKeepsTheHeaviestAndAsManyRecentRows) {
+    const auto kept = keep("h2o", 5, kObserved);
+    EXPECT_EQ(kept[0], (Positions{0, 3, 7, 8, 9}));  // 2 heavy, 3 recent
+    EXPECT_EQ(kept[1], (Positions{1, 4, 7, 8, 9}));
+}
+
+TEST(FieldMethods, H2oLooksAtAllQueriesTovaAtTheLast) {
+    const auto observe = [](const char* name) {
+        MethodConfig config;
+        config.method = name;
+        config.budget.value = 5;
+        return Method::create(config, kTwoHeads, kTokens, 1).value().observe();
+    };
+    EXPECT_EQ(observe("h2o"), kTokens);
+    EXPECT_EQ(observe("tova"), 1);
+    EXPECT_EQ(observe("knorm"), 0);
+}
+
+TEST(FieldMethods, TovaKeepsOneSetInAllHeads) {
+    // Sums over the heads: 9 6 2 9 9 2 0 7 0 4.
+    const auto kept = keep("tova", 5, kObserved);
+    EXPECT_EQ(kept[0], (Positions{0, 3, 4, 7, 9}));
+    EXPECT_EQ(kept[1], kept[0]);
+}
+
+TEST(FieldMethods, ChunkKvKeepsWholeChunksInAllHeads) {
+    MethodOptions options;
+    options.window = 1;
+    options.kernel = 1;
+    options.chunk = 3;
+    // Chunks of the nine rows before the window: (9 + 6 + 2) / 3, (9 + 9 + 2) / 3, (0 + 7 + 0) / 3.
+    const auto kept = keep("chunkkv", 4, kObserved, {}, options);
+    EXPECT_EQ(kept[0], (Positions{3, 4, 5, 9}));
+    EXPECT_EQ(kept[1], kept[0]);
+}
+
+TEST(FieldMethods, DuoAttentionFillsTheImportantHeads) {
+    MethodOptions options;
+    options.sinks = 2;
+    options.window = 1;
+    const auto kept = keep("duo-attention", 7, {}, {}, options);
+    EXPECT_EQ(kept[0], (Positions{0, 1, 8, 9}));
+    EXPECT_EQ(kept[1].size(), 10U);
+    const auto fewer =
+        keep("duo-attention", 6, {}, {}, options);  // 12 rows: 2 too few for a full one
+    EXPECT_EQ(fewer[0].size(), 6U);
+    EXPECT_EQ(fewer[1].size(), 6U);
+}
+
+TEST(FieldMethods, KnormKeepsShortKeys) {
+    std::vector<float> keys;
+    for (const float length : {5.0F, 1.0F, 7.0F, 2.0F, 8.0F, 9.0F, 3.0F, 6.0F, 4.0F, 9.0F})
+        keys.push_back(length);
+    for (const float length : {1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F, 7.0F, 8.0F, 9.0F, 9.0F})
+        keys.push_back(-length);
+    const auto kept = keep("knorm", 4, {}, keys);
+    EXPECT_EQ(kept[0], (Positions{1, 3, 6, 9}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 9}));
+}
+
+TEST(FieldMethods, KeydiffKeepsKeysUnlikeTheMean) {
+    // Two dimensions: eight keys along x, of any length, one along y, one against x.
+    std::vector<float> keys;
+    for (int head = 0; head < 2; ++head) {
+        for (int i = 0; i < 10; ++i) {
+            const bool across = i == 4, against = i == 6;
+            keys.push_back(across ? 0.0F : against ? -1.0F : 1.0F + static_cast<float>(i));
+            keys.push_back(across ? 3.0F : 0.0F);
+        }
+    }
+    EXPECT_EQ(keep("keydiff", 3, {}, keys)[0], (Positions{4, 6, 9}));
+    EXPECT_EQ(keep("keydiff", 2, {}, keys)[1], (Positions{6, 9}));
+}
+
+TEST(FieldMethods, RandomDependsOnItsSeedLayerAndHead) {
+    const auto first = score_random(1, 0, 2, 500);
+    EXPECT_EQ(first, score_random(1, 0, 2, 500));
+    EXPECT_NE(first, score_random(2, 0, 2, 500));
+    EXPECT_NE(first, score_random(1, 1, 2, 500));
+    EXPECT_GT(std::set<float>(first.begin(), first.end()).size(), 990U);
+    double sum = 0;
+    for (const float value : first) {
+        ASSERT_GE(value, 0);
+        ASSERT_LT(value, 1);
+        sum += value;
+    }
+    EXPECT_NEAR(sum / 1000, 0.5, 0.05);
+    // Longer prompts keep the values of their beginning.
+    const auto longer = score_random(1, 0, 2, 600);
+    EXPECT_TRUE(std::equal(first.begin(), first.begin() + 500, longer.begin()));
+}
+
+// --- steps against plain loops, at odd sizes
+
+TEST(FieldSteps, KeyScoresMatchPlainLoops) {
+    const std::int64_t heads = 3, n = 37, dim = 5;
+    const auto keys = naive::random_values(static_cast<std::size_t>(heads * n * dim), 7);
+    const auto norms = score_key_norm(keys, heads, n);
+    const auto differences = score_key_difference(keys, heads, n);
+    const auto at = [&](std::int64_t head, std::int64_t i, std::int64_t d) {
+        return static_cast<double>(keys[static_cast<std::size_t>((head * n + i) * dim + d)]);
+    };
+    const auto length = [&](std::int64_t head, std::int64_t i) {
+        double sum = 0;
+        for (std::int64_t d = 0; d < dim; ++d) sum += at(head, i, d) * at(head, i, d);
+        return std::sqrt(sum);
+    };
+    for (std::int64_t head = 0; head < heads; ++head) {
+        for (std::int64_t i = 0; i < n; ++i) {
+            const auto index = static_cast<std::size_t>(head * n + i);
+            EXPECT_NEAR(norms[index], -length(head, i), 1e-5);
+            double product = 0, mean_length = 0;
+            for (std::int64_t d = 0; d < dim; ++d) {
+                double mean = 0;
+                for (std::int64_t j = 0; j < n; ++j) mean += at(head, j, d) / length(head, j) / n;
+                product += at(head, i, d) * mean;
+                mean_length += mean * mean;
+            }
+            EXPECT_NEAR(differences[index], -product / length(head, i) / std::sqrt(mean_length),
+                        1e-5);
+        }
+    }
+}
+
+TEST(FieldSteps, ChunksShareTheirMeanAndTheLastMayBeShort) {
+    std::vector<float> values = {1, 2, 3, 4, 5, 6, 7, 10, 20, 30, 40, 50, 60, 70};
+    join_chunks(values, 2, 3);
+    EXPECT_EQ(values, (std::vector<float>{2, 2, 2, 5, 5, 5, 7, 20, 20, 20, 50, 50, 50, 70}));
+    share_values(values, 2);
+    EXPECT_EQ(values[0], 11);
+    EXPECT_EQ(values[6], 38.5F);
+    EXPECT_EQ(values[13], 38.5F);
+}
+
+TEST(FieldSteps, SharesAreSharpenedAndMovedTowardsEqualOnes) {
+    const std::vector<double> shares = {0.5, 0.3, 0.2, 0};
+    EXPECT_EQ(reshaped_shares(shares, 1, 0), shares);
+    const auto squared = reshaped_shares(shares, 2, 0);
+    EXPECT_NEAR(squared[0], 0.25 / 0.38, 1e-12);
+    EXPECT_EQ(squared[3], 0);
+    const auto even = reshaped_shares(shares, 3, 1);
+    for (const double share : even) EXPECT_NEAR(share, 0.25, 1e-12);
+    const auto half = reshaped_shares(shares, 1, 0.5);
+    EXPECT_NEAR(half[0], 0.375, 1e-12);
+    EXPECT_NEAR(half[3], 0.125, 1e-12);
+}
+
+TEST(FieldSteps, BinaryHeadsSpendTheBudgetExactly) {
+    const HeadShape shape{3, 4, 4};
+    std::vector<double> shares(12);
+    for (std::size_t i = 0; i < shares.size(); ++i) shares[i] = static_cast<double>(i % 5) / 24;
+    for (const double rows : {1.0, 5.5, 20.0, 33.3, 64.0, 99.0}) {
+        const auto plan = allocate_binary_heads(shape, shares, rows, 20, 100);
+        EXPECT_EQ(plan.total(), std::llround(rows * 12)) << rows;
+        // Full heads are those of the highest shares, the rest are even.
+        double least_full = 1, most_other = 0;
+        for (std::size_t i = 0; i < shares.size(); ++i) {
+            if (plan.rows[i] == 100)
+                least_full = std::min(least_full, shares[i]);
+            else
+                most_other = std::max(most_other, shares[i]);
+        }
+        EXPECT_GE(least_full, most_other);
+    }
+}
+
+// mix 0 follows the scores, mix 1 what the layer's heads attend to.
+TEST(FieldSteps, MixMovesRowsBetweenTheHeadsOfALayer) {
+    const auto counts = [](double mix) {
+        MethodOptions options;
+        options.window = 1;
+        options.kernel = 1;
+        options.beta = 1;
+        options.floor = 0;
+        options.normalize = false;
+        options.mix = mix;
+        std::vector<float> observed = kObserved;  // head 0 has nearly all of the attention
+        for (std::size_t i = kTokens; i < observed.size(); ++i) observed[i] /= 100;
+        const auto kept = keep("headkv-r2", 4, observed, {}, options);
+        return std::vector<std::size_t>{kept[0].size(), kept[1].size()};
+    };
+    EXPECT_EQ(counts(0), (std::vector<std::size_t>{2, 6}));  // 1 + 6 * 0.1, 1 + 6 * 0.9
+    EXPECT_EQ(counts(1), (std::vector<std::size_t>{7, 1}));
+    EXPECT_EQ(counts(0.5)[0] + counts(0.5)[1], 8U);
+    EXPECT_GT(counts(0.5)[0], 2U);
+    EXPECT_LT(counts(0.5)[0], 7U);
+}
+
+}  // namespace
+}  // namespace headkv
