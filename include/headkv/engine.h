@@ -72,6 +72,7 @@ struct SequenceInfo {
         0;  // rows kept of the prompt x row bytes: what the plan says, exactly
     std::int64_t held_bytes = 0;       // rows held now, generated ones included
     std::int64_t allocated_bytes = 0;  // as allocated: rows + reserve
+    std::int64_t archive_bytes = 0;    // rows kept beside the cache for recall, none of the above
     std::int64_t full_bytes = 0;       // a full cache of the prompt in f16, whatever `store` is
     StoreTypes store;                  // how its rows are stored
     bool runs_as_full = false;         // the budget was not below the prompt
@@ -139,7 +140,8 @@ public:
     Token best(std::size_t input) const;
 
     // A further turn or a long text: decode() in pieces of at most `chunk` tokens. Returns the
-    // logits after the last one.
+    // logits after the last one. A sequence with MethodConfig::recall selects its rows anew with
+    // each piece: by the attention of the piece's last queries to all rows since the beginning.
     Result<std::vector<float>> extend(SequenceId sequence, std::span<const Token> tokens);
 
     // log p(text[i + 1] | text[0..i]) for i = 0 .. text.size() - 2, full cache, in one pass.

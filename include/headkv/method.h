@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -130,6 +131,10 @@ struct MethodConfig {
     std::shared_ptr<const HeadScores> scores;  // for head_importance; null otherwise
     StoreTypes store = {};
     RowLayout layout = {};
+    // Every row of the sequence stays beside the cache, stored as this; each further turn selects
+    // anew from them (docs/methods.md). Methods that do not score select by position: they have no
+    // use for it and keep none. CPU engine only.
+    std::optional<StoreStep> recall = {};
 };
 
 // Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.

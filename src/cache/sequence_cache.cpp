@@ -111,6 +111,41 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
     return {};
 }
 
+Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
+                                 const std::vector<std::vector<std::int32_t>>& keep,
+                                 std::int64_t reserve) {
+    assert(keep.size() == size(shape_.heads) && &from != this);
+    std::vector<std::int64_t> capacity;
+    capacity.reserve(keep.size());
+    for (const auto& list : keep) {
+        capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
+    }
+    auto fresh = allocate(capacity);
+    if (!fresh) return tl::unexpected(fresh.error());
+    auto& layer = layers_[size(index)] = std::move(*fresh);
+    const bool same = shape_.type_k == from.shape_.type_k && shape_.type_v == from.shape_.type_v;
+    std::vector<float> key(size(shape_.dim_k)), value(size(shape_.dim_v));
+    for (std::int64_t head = 0; head < shape_.heads; ++head) {
+        const auto& list = keep[size(head)];
+        const auto to = this->head(index, head), rows = from.head(index, head);
+        if (same) {
+            gather(to.keys, rows.keys, list, shape_.key_bytes());
+            gather(to.values, rows.values, list, shape_.value_bytes());
+        }
+        auto& positions = layer.positions[size(head)];
+        positions.reserve(size(capacity[size(head)]));
+        for (const auto row : list) {
+            if (!same) {
+                from.load(index, head, row, key.data(), value.data());
+                store(index, head, static_cast<std::int64_t>(positions.size()), key.data(),
+                      value.data());
+            }
+            positions.push_back(from.positions(index, head)[size(row)]);
+        }
+    }
+    return {};
+}
+
 Result<void> SequenceCache::grow(std::int64_t reserve) {
     // Layer by layer, so that no more than one layer is held twice.
     for (auto& old : layers_) {
@@ -184,6 +219,19 @@ void SequenceCache::store(std::int64_t layer, std::int64_t head, std::int64_t in
     assert(index < place.capacity);
     store_rotated(shape_.type_k, key, shape_.dim_k, place.keys + index * shape_.key_bytes());
     store_rotated(shape_.type_v, value, shape_.dim_v, place.values + index * shape_.value_bytes());
+}
+
+void SequenceCache::load(std::int64_t layer, std::int64_t head, std::int64_t index, float* key,
+                         float* value) const {
+    const auto place = this->head(layer, head);
+    assert(index < place.capacity);
+    const auto read = [index](kernels::RowType type, const std::byte* rows, std::int64_t dim,
+                              float* to) {
+        kernels::load_row(type, rows + index * kernels::row_bytes(type, dim), dim, to);
+        if (kernels::rotated(type)) kernels::rotate(to, dim);
+    };
+    read(shape_.type_k, place.keys, shape_.dim_k, key);
+    read(shape_.type_v, place.values, shape_.dim_v, value);
 }
 
 void SequenceCache::append(std::int64_t first_position, std::int64_t count) {

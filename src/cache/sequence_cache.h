@@ -45,6 +45,11 @@ public:
     Result<void> fill(std::int64_t layer, const LayerRows& from,
                       const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
 
+    // The same with rows that another cache of the same heads and dims holds: `keep` are indices
+    // into them, the rows take over their positions. Its types may be others.
+    Result<void> fill(std::int64_t layer, const SequenceCache& from,
+                      const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
+
     // Fresh memory with `reserve` free rows in every head; copies what is held.
     // Error (failure): out of memory; every row is still there.
     Result<void> grow(std::int64_t reserve);
@@ -70,6 +75,9 @@ public:
     // capacity.
     void store(std::int64_t layer, std::int64_t head, std::int64_t index, const float* key,
                const float* value);
+    // Reads row `index` of a head back, not rotated, to [dim_k], [dim_v].
+    void load(std::int64_t layer, std::int64_t head, std::int64_t index, float* key,
+              float* value) const;
     // Declares `count` rows written behind the last one of every head, at these positions.
     void append(std::int64_t first_position, std::int64_t count);
 

@@ -277,6 +277,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     add("--kv-type", a.kv_type,
         "how rows are stored: f16 (default), q8_0 or q4_0; keys and values apart: q8_0:q4_0",
         "TYPE");
+    add("--recall", a.recall,
+        "keep every row in host memory, as f16, q8_0 or q4_0: each further turn selects from all "
+        "of them again (off; CPU)",
+        "TYPE");
     add("--layout", a.layout,
         "blocks of rows x groups of heads a layer that plans are made for (CUDA: 256x2, CPU: any "
         "rows in every head)",
@@ -374,6 +378,14 @@ Result<StoreTypes> method_store(const MethodArguments& arguments) {
     return types;
 }
 
+Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments) {
+    if (!arguments.recall || *arguments.recall == "off") return std::nullopt;
+    for (const StoreStep step : {StoreStep::f16, StoreStep::q8_0, StoreStep::q4_0}) {
+        if (name_of(step) == *arguments.recall) return step;
+    }
+    return bad_input("--recall {} is unknown: give f16, q8_0, q4_0 or off", *arguments.recall);
+}
+
 Result<RowLayout> method_layout(const MethodArguments& arguments) {
     if (!arguments.layout) return RowLayout();
     auto layout = parse_row_layout(*arguments.layout);
@@ -390,6 +402,7 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
         return tl::unexpected(options.error());
     }
     if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
+    if (const auto recall = method_recall(*own); !recall) return tl::unexpected(recall.error());
     const auto store = method_store(*own);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
@@ -412,10 +425,17 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     }
     const auto layout = method_layout(*own);
     if (!layout) return tl::unexpected(layout.error());
+    const auto recall = method_recall(*own);
+    if (!recall) return tl::unexpected(recall.error());
     auto scores = scores_of(*own, **recipe, model);
     if (!scores) return tl::unexpected(scores.error());
-    return MethodConfig{std::string((*recipe)->name), *budget, *options,
-                        std::move(*scores),           *store,  *layout};
+    return MethodConfig{std::string((*recipe)->name),
+                        *budget,
+                        *options,
+                        std::move(*scores),
+                        *store,
+                        *layout,
+                        *recall};
 }
 
 std::vector<std::filesystem::path> score_folders() {

@@ -36,7 +36,7 @@ struct MethodArguments {
     bool force_scores = false;
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve;
-    std::optional<std::string> pool, group_reduce, normalize, kv_type, layout;
+    std::optional<std::string> pool, group_reduce, normalize, kv_type, layout, recall;
     std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
@@ -52,6 +52,8 @@ std::string method_title(std::string_view written, const StoreTypes& types);
 Result<Budget> method_budget(const MethodArguments& arguments);
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);
 Result<StoreTypes> method_store(const MethodArguments& arguments);
+// Nothing without --recall or with "off".
+Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments);
 Result<void> check_method(const MethodArguments& arguments, std::string_view written);
 // Everything of one method; loads the head scores that it needs (--heads, or by fingerprint).
 Result<MethodConfig> method_config(const MethodArguments& arguments, std::string_view written,

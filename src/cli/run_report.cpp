@@ -53,6 +53,12 @@ std::string trimmed(std::string_view text) {
     return std::string(text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1));
 }
 
+std::string archive_text(const SequenceInfo& info) {
+    return info.archive_bytes > 0
+               ? fmt::format("; {} of archive in host memory", bytes_text(info.archive_bytes))
+               : "";
+}
+
 std::string answer_line(const Generation& answer) {
     return fmt::format("answer   {} tokens in {} ({:.1f} tok/s), {}\n", answer.tokens.size(),
                        human_ms(answer.decode_ms), decode_speed(answer),
@@ -138,6 +144,7 @@ Json run_json(const RunContext& context, const MethodRun& run) {
               {"bytes_peak_prefill", context.scratch_bytes},
               {"bytes_held", info.held_bytes},
               {"bytes_allocated", info.allocated_bytes},
+              {"bytes_archive", info.archive_bytes},
               {"share_of_full", share_of_full(info)},
               {"runs_as_full", info.runs_as_full},
               {"type_k", name_of(info.store.keys)},
@@ -170,10 +177,10 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
                         per_second(static_cast<double>(context.prompt_tokens), context.prefill_ms),
                         compress_share);
     text += answer_line(answer);
-    text += fmt::format("cache    {}: {:.1f} rows per head, {} in {}, {:.1f}% of the full {}{}\n",
+    text += fmt::format("cache    {}: {:.1f} rows per head, {} in {}, {:.1f}% of the full {}{}{}\n",
                         info.method, info.rows_kept_mean, bytes_text(info.plan_bytes),
                         name_of(info.store), 100 * share_of_full(info), bytes_text(info.full_bytes),
-                        info.store == StoreTypes() ? "" : " in f16");
+                        info.store == StoreTypes() ? "" : " in f16", archive_text(info));
     if (context.device_peak_bytes > 0) {
         text +=
             fmt::format("device   peak {} in use; {} allocated for the cache and its reserve\n",
@@ -187,8 +194,9 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
 
 std::string turn_statistics(const MethodRun& run) {
     return answer_line(run.generation) +
-           fmt::format("cache    {}: {} tokens so far, {} of {} rows held\n", run.info.method,
-                       run.info.tokens, bytes_text(run.info.held_bytes), name_of(run.info.store));
+           fmt::format("cache    {}: {} tokens so far, {} of {} rows held{}\n", run.info.method,
+                       run.info.tokens, bytes_text(run.info.held_bytes), name_of(run.info.store),
+                       archive_text(run.info));
 }
 
 std::string comparison_table(const std::vector<MethodRun>& runs) {

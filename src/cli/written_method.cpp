@@ -24,7 +24,7 @@ Result<T> number(std::string_view text, std::string_view option) {
 }
 
 // What every method takes besides the options of its steps.
-constexpr std::array<std::string_view, 2> kOfAll = {"kv-type", "layout"};
+constexpr std::array<std::string_view, 3> kOfAll = {"kv-type", "layout", "recall"};
 
 // Error (bad_input): an option that no step of the method reads; lists those that are read. An
 // unknown method takes any: what is wrong with it is said elsewhere.
@@ -60,12 +60,13 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 5> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 6> names = {
         {{"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},
          {"kv-type", &arguments.kv_type},
-         {"layout", &arguments.layout}}};
+         {"layout", &arguments.layout},
+         {"recall", &arguments.recall}}};
     for (const auto& [known, target] : integers) {
         if (known != name) continue;
         const auto value = number<std::int64_t>(text, name);

@@ -8,10 +8,12 @@
 #include <map>
 #include <new>
 #include <numeric>
+#include <optional>
 
 #include "engine/capacity.h"
 #include "engine/device_engine.h"
 #include "engine/prefill.h"
+#include "engine/recall.h"
 #include "engine/text_probabilities.h"
 #include "headkv/sampler.h"
 
@@ -40,6 +42,17 @@ struct Sequence {
     std::int64_t plan_bytes = 0;
     std::vector<std::int64_t> kept;  // [layers][heads] rows kept of the prompt
 };
+
+// [layers][heads]
+std::vector<std::int64_t> rows_held(const SequenceCache& cache) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t layer = 0; layer < cache.shape().layers; ++layer) {
+        for (std::int64_t head = 0; head < cache.shape().heads; ++head) {
+            rows.push_back(cache.head(layer, head).count);
+        }
+    }
+    return rows;
+}
 
 // The graph of a step with a given number of tokens and wanted logits; built once, run many times.
 struct StepGraph {
@@ -99,10 +112,12 @@ struct Engine::Impl {
     }
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
+    Result<void> check_recall(const MethodConfig& config) const;
     Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
                               std::int64_t expected_new_tokens) const;
     Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs);
     Result<void> make_room(Sequence& sequence);
+    Result<std::vector<float>> recall(SequenceId id, std::span<const Token> turn);
     void reselect(Sequence& sequence);
     std::vector<std::vector<float>> observed(const Sequence& sequence, std::int64_t layer,
                                              std::int64_t queries) const;
@@ -175,6 +190,19 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
     return check_tokens(prompt);
 }
 
+// Rows for recall lie in this CPU's memory, where its own kernels read them.
+Result<void> Engine::Impl::check_recall(const MethodConfig& config) const {
+    if (!config.recall) return {};
+    if (device) {
+        return bad_input(
+            "--recall works with the CPU's own kernels only: use --device cpu, or leave it out");
+    }
+    const auto& info = model->info();
+    const auto bytes =
+        row_bytes({*config.recall, *config.recall}, info.head_dim_k, info.head_dim_v);
+    return bytes ? Result<void>() : tl::unexpected(bytes.error());
+}
+
 // What cannot fit beside the weights is refused before it begins. Where the device holds sequences
 // already, their caches may have room for this one: then its own allocations decide.
 Result<void> Engine::Impl::check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
@@ -203,6 +231,7 @@ PrefillJob::~PrefillJob() = default;
 
 Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& config) const {
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
+    if (auto checked = impl_->check_recall(config); !checked) return checked;
     const auto& info = model().info();
     const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
@@ -218,6 +247,11 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     auto& self = *impl_;
     if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
     if (configs.empty()) return bad_input("a prefill needs at least one method");
+    for (const auto& config : configs) {
+        if (auto checked = self.check_recall(config); !checked) {
+            return tl::unexpected(checked.error());
+        }
+    }
     if (self.device) {
         const auto length = static_cast<std::int64_t>(prompt.size());
         if (auto fits = self.check_memory(length, configs, expected_new_tokens); !fits) {
@@ -243,9 +277,16 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         const bool grows = method->recipe().allocate == AllocateStep::all;
         const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
                                    : std::max<std::int64_t>(1, config.options.reserve);
+        std::optional<SequenceCache> archive;
+        if (config.recall && recalls(*method)) {
+            auto archive_shape = cache_shape;
+            archive_shape.type_k = archive_shape.type_v = row_type(*config.recall);
+            archive.emplace(archive_shape);
+        }
         targets.push_back(
             {std::move(*method), reserve, SequenceCache(cache_shape),
-             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1)});
+             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1),
+             std::move(archive)});
     }
     auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
                                    self.prefill_options(false));
@@ -299,11 +340,7 @@ Result<PrefillResult> PrefillJob::finish() {
     for (auto& target : prefill.targets()) {
         Sequence sequence{std::move(target), length, length, 0, {}};
         sequence.plan_bytes = sequence.state.cache.held_bytes();
-        for (std::int64_t layer = 0; layer < self.shape.heads.layers; ++layer) {
-            for (std::int64_t head = 0; head < self.shape.heads.kv_heads; ++head) {
-                sequence.kept.push_back(sequence.state.cache.head(layer, head).count);
-            }
-        }
+        sequence.kept = rows_held(sequence.state.cache);
         result.sequences.push_back(self.next_id);
         self.sequences.emplace(self.next_id++, std::move(sequence));
     }
@@ -495,6 +532,8 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         sequence.state.cache.append(sequence.tokens, count);
         sequence.state.log.written += count;
         sequence.tokens += count;
+        if (!sequence.state.archive) continue;
+        if (auto kept = archive_newest(sequence.state, count); !kept) return kept;
     }
     if (outputs > 0) {
         const auto before = logits.size();
@@ -602,10 +641,38 @@ Token Engine::best(std::size_t input) const {
     return input < impl_->best.size() ? impl_->best[input] : -1;
 }
 
+// The logits after a piece of a turn that selects anew; empty where there is nothing to select: no
+// archive, or all rows are within the budget.
+Result<std::vector<float>> Engine::Impl::recall(SequenceId id, std::span<const Token> turn) {
+    const auto found = sequences.find(id);
+    if (found == sequences.end() || !found->second.state.archive) return std::vector<float>();
+    auto& sequence = found->second;
+    auto& state = sequence.state;
+    if (auto checked = check_tokens(turn); !checked) return tl::unexpected(checked.error());
+    const auto total = sequence.tokens + static_cast<std::int64_t>(turn.size());
+    if (total > model->info().context) return std::vector<float>();  // decode() says so
+    const auto method =
+        method_of_turn(state.method, shape.heads, total, state.cache.shape().row_bytes());
+    if (!method) return tl::unexpected(method.error());
+    if (method->runs_as_full()) return std::vector<float>();
+    auto result = recall_turn(*compute, *model, *method, state, sequence.tokens, turn);
+    if (!result) return result;
+    sequence.tokens = total;
+    sequence.kept = rows_held(state.cache);
+    return result;
+}
+
 Result<std::vector<float>> Engine::extend(SequenceId sequence, std::span<const Token> tokens) {
     if (tokens.empty()) return bad_input("no tokens to extend the sequence with");
     for (std::size_t first = 0; first < tokens.size();) {
         const auto some = std::min(tokens.size() - first, size(impl_->options.chunk));
+        auto recalled = impl_->recall(sequence, tokens.subspan(first, some));
+        if (!recalled) return tl::unexpected(recalled.error());
+        if (!recalled->empty()) {
+            first += some;
+            if (first == tokens.size()) return std::move(*recalled);
+            continue;
+        }
         std::vector<DecodeInput> inputs;
         for (std::size_t i = 0; i < some; ++i) {
             inputs.push_back({sequence, tokens[first + i], first + i + 1 == tokens.size()});
@@ -632,11 +699,12 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
     const auto& from = found->second;
     try {
         Sequence twin{
-            {from.state.method, from.state.reserve, from.state.cache.copy(), from.state.log},
+            {from.state.method, from.state.reserve, from.state.cache.copy(), from.state.log, {}},
             from.prompt_tokens,
             from.tokens,
             from.plan_bytes,
             from.kept};
+        if (from.state.archive) twin.state.archive = from.state.archive->copy();
         const auto id = impl_->next_id++;
         impl_->sequences.emplace(id, std::move(twin));
         return id;
@@ -662,6 +730,7 @@ SequenceInfo Engine::info(SequenceId sequence) const {
     info.plan_bytes = from.plan_bytes;
     info.held_bytes = from.state.cache.held_bytes();
     info.allocated_bytes = from.state.cache.allocated_bytes();
+    info.archive_bytes = from.state.archive ? from.state.archive->held_bytes() : 0;
     info.full_bytes =
         from.prompt_tokens * shape.layers * shape.heads * impl_->model->info().row_bytes;
     info.store = from.state.method.config().store;

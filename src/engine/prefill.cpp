@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 namespace headkv {
 
@@ -10,6 +11,7 @@ namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
+constexpr std::int64_t kArchiveReserve = 256;
 constexpr std::int64_t kMostNodes = 64;  // of one layer's chunk
 
 }  // namespace
@@ -211,6 +213,14 @@ Result<void> Prefill::compress_layer() {
             layer_, observation, keyed ? std::span<const float>(keys) : std::span<const float>());
         if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
             return filled;
+        }
+        if (target.archive) {
+            std::vector<std::int32_t> every(size(tokens_));
+            std::iota(every.begin(), every.end(), 0);
+            const std::vector<std::vector<std::int32_t>> all(keep.size(), every);
+            if (auto filled = target.archive->fill(layer_, rows, all, kArchiveReserve); !filled) {
+                return filled;
+            }
         }
         std::copy_n(static_cast<const float*>(queries_->data) + (window_ - 1) * queries_->ne[0],
                     queries_->ne[0], target.log.at(0, layer_));

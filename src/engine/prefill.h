@@ -20,7 +20,8 @@ struct PrefillTarget {
     Method method;
     std::int64_t reserve = 0;  // free rows a head
     SequenceCache cache;
-    QueryLog log;  // receives the last prompt query
+    QueryLog log;                               // receives the last prompt query
+    std::optional<SequenceCache> archive = {};  // receives every row of the prompt, for recall
 };
 
 // A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.

@@ -211,7 +211,9 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
                            {},
                            info.plan_bytes,
                            info.full_bytes,
-                           info.rows_kept_mean});
+                           info.rows_kept_mean,
+                           {},
+                           info.archive_bytes});
     }
     const Tokenizer& tokenizer = engine.model().tokenizer();
     const bool copies = asked.shared_context && !asked.turns.empty();

@@ -52,6 +52,7 @@ struct Answered {
     std::int64_t kv_bytes_full = 0;
     double rows_kept = 0;                  // mean a head
     std::vector<AnsweredTurn> turns = {};  // as Asked has them: without the first question
+    std::int64_t archive_bytes = 0;        // beside them, for recall
 };
 
 // Answers of full first, then of `configs` in their order. Without a question outside, the first

@@ -6,13 +6,14 @@
 #include <array>
 #include <utility>
 
+#include "calibrate/needles.h"
 #include "eval/generate.h"
 
 namespace headkv {
 namespace {
 
-constexpr std::array<std::string_view, 5> kTasks = {"kv", "prefix_suffix", "vt", "many_shot",
-                                                    "math_find"};
+constexpr std::array<std::string_view, 6> kTasks = {"kv",        "prefix_suffix", "vt",
+                                                    "many_shot", "math_find",     "facts"};
 constexpr std::int64_t kMostTurns = 20;
 
 // A context that grows with its units, and the questions on it. What is asked depends on the units
@@ -243,12 +244,37 @@ Draft draft_numbers(Random& random, std::size_t turns) {
     return draft;
 }
 
+// A fact in each part of the text, asked for in an order of the seed's. Those of `eval niah` come
+// first: head scores were measured with the others.
+Draft draft_facts(Random& random, std::size_t turns) {
+    Draft draft;
+    std::vector<Needle> facts(evaluation_needles().begin(), evaluation_needles().end());
+    random.shuffle(facts);
+    facts.insert(facts.end(), single_fact_needles().begin(), single_fact_needles().end());
+    std::vector<Insertion> insertions;
+    std::vector<TaskTurn> questions;
+    for (std::size_t i = 0; i < turns; ++i) {
+        const double part = static_cast<double>(random.below(1001)) / 1000;
+        insertions.push_back(
+            {(static_cast<double>(i) + part) / static_cast<double>(turns), facts[i].needle});
+        questions.push_back({facts[i].question, {facts[i].key}});
+    }
+    random.shuffle(questions);
+    draft.make = [insertions = std::move(insertions), questions = std::move(questions),
+                  filler = Filler(random.next())](std::int64_t units) mutable {
+        return Made{with_insertions(filler.sentences(static_cast<std::size_t>(units)), insertions),
+                    questions};
+    };
+    return draft;
+}
+
 Draft draft_of(std::string_view task, Random& random, std::size_t turns) {
     if (task == "kv") return draft_pairs(random, turns);
     if (task == "prefix_suffix") return draft_prefix_suffix(random, turns);
     if (task == "vt") return draft_variables(random, turns);
     if (task == "many_shot") return draft_many_shot(random, turns);
-    return draft_numbers(random, turns);
+    if (task == "math_find") return draft_numbers(random, turns);
+    return draft_facts(random, turns);
 }
 
 }  // namespace

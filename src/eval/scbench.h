@@ -26,6 +26,7 @@ struct ScbenchOptions {
 // vt            the variables that hold a value, by a chain of assignments
 // many_shot     the category of a new text, by labelled examples (labels without a meaning)
 // math_find     the k-th largest or smallest of a list of numbers
+// facts         a fact in each part of a text: as many parts as questions
 std::span<const std::string_view> scbench_tasks();
 
 // Ids "TASK/LENGTH/NUMBER", groups "TASK" with one length, else "TASK/LENGTH"; the first question

@@ -160,6 +160,7 @@ json to_json(const TaskResult& result) {
                       {"kv_bytes", answer.kv_bytes},
                       {"kv_bytes_full", answer.kv_bytes_full},
                       {"rows_kept_mean", answer.rows_kept}};
+        if (answer.archive_bytes > 0) entry["archive_bytes"] = answer.archive_bytes;
         for (const TurnAnswer& turn : answer.turns) {
             entry["turns"].push_back({{"answer", turn.text},
                                       {"score", turn.score},
@@ -201,6 +202,7 @@ std::optional<TaskResult> task_result_from_json(const json& from) {
             entry.at("kv_bytes").get_to(answer.kv_bytes);
             entry.at("kv_bytes_full").get_to(answer.kv_bytes_full);
             entry.at("rows_kept_mean").get_to(answer.rows_kept);
+            answer.archive_bytes = entry.value("archive_bytes", std::int64_t{0});
             for (const json& turn : entry.value("turns", json::array())) {
                 answer.turns.push_back({turn.at("answer").get<std::string>(),
                                         turn.at("score").get<double>(),

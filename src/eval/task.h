@@ -118,6 +118,7 @@ struct TaskAnswer {
     std::int64_t kv_bytes = 0, kv_bytes_full = 0;
     double rows_kept = 0;
     std::vector<TurnAnswer> turns = {};  // of every question, the first too; empty for one alone
+    std::int64_t archive_bytes = 0;      // beside the cache, for recall
 };
 
 struct TaskResult {

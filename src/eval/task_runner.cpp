@@ -159,6 +159,7 @@ Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
         answer.kv_bytes = one.kv_bytes;
         answer.kv_bytes_full = one.kv_bytes_full;
         answer.rows_kept = one.rows_kept;
+        answer.archive_bytes = one.archive_bytes;
         answer.text = std::move(one.text);
         if (!one.turns.empty()) {
             answer.turns.push_back({answer.text, answer.score, answer.log_probability});

@@ -62,6 +62,9 @@ struct Rows {
 // ggml's reference quantisers do; f16 as Kernels::to_half does.
 void store_row(RowType type, const float* from, std::int64_t dim, std::byte* to);
 
+// Reads such a row back as it is stored (rotated where it was), to [dim].
+void load_row(RowType type, const std::byte* from, std::int64_t dim, float* to);
+
 // Rows of quantised types are stored rotated: products of keys and queries stay what they are when
 // both are, and what stands out in a few dimensions, which would take a block's whole range, is
 // spread over all of them (arXiv 2404.00456 does it to weights and caches). In place, its own

@@ -96,4 +96,32 @@ void store_row(RowType type, const float* from, std::int64_t dim, std::byte* to)
     }
 }
 
+void load_row(RowType type, const std::byte* from, std::int64_t dim, float* to) {
+    if (type == RowType::f16) {
+        best().to_float(reinterpret_cast<const Half*>(from), to, dim);
+        return;
+    }
+    assert(dim % kQuantBlock == 0);
+    for (std::int64_t block = 0; block < dim; block += kQuantBlock, to += kQuantBlock) {
+        Half half = 0;
+        std::memcpy(&half, from, sizeof(half));
+        float scale = 0;
+        best().to_float(&half, &scale, 1);
+        from += sizeof(half);
+        if (type == RowType::q8_0) {
+            for (std::int64_t i = 0; i < kQuantBlock; ++i) {
+                to[i] = scale * static_cast<float>(static_cast<std::int8_t>(from[i]));
+            }
+            from += kQuantBlock;
+            continue;
+        }
+        for (std::int64_t i = 0; i < kQuantBlock / 2; ++i) {
+            const auto both = std::to_integer<int>(from[i]);
+            to[i] = scale * static_cast<float>((both & 15) - 8);
+            to[i + kQuantBlock / 2] = scale * static_cast<float>((both >> 4) - 8);
+        }
+        from += kQuantBlock / 2;
+    }
+}
+
 }  // namespace headkv::kernels

@@ -334,5 +334,43 @@ TEST(StoredRows, StandForTheirValues) {
     }
 }
 
+TEST(SequenceCache, RowsComeBackOfAnotherCacheWithinTheErrorOfItsType) {
+    Random random(41);
+    const std::int64_t dim = 64, tokens = 37;
+    const auto keys = random_values(2 * tokens * dim, random);
+    const auto values = random_values(2 * tokens * dim, random);
+    const auto half_keys = halves(keys), half_values = halves(values);
+    std::vector<std::int32_t> every(at(tokens));
+    std::iota(every.begin(), every.end(), 0);
+    const KeepLists chosen = {{0, 3, 4, 36}, {35}};
+    for (const auto& [type, most] :
+         {std::pair{RowType::f16, 0.0}, {RowType::q8_0, 0.01}, {RowType::q4_0, 0.15}}) {
+        SequenceCache archive({1, 2, dim, dim, type, type});
+        ASSERT_TRUE(archive.fill(0, {half_keys, half_values, tokens}, {every, every}, 1));
+        for (const auto to : {RowType::f16, type}) {
+            SequenceCache cache({1, 2, dim, dim, to, to});
+            ASSERT_TRUE(cache.fill(0, archive, chosen, 5));
+            EXPECT_EQ(cache.room(), 5);
+            std::vector<float> key(at(dim)), value(at(dim));
+            for (std::int64_t head = 0; head < 2; ++head) {
+                const auto& list = chosen[at(head)];
+                const auto held = cache.positions(0, head);
+                ASSERT_TRUE(std::equal(held.begin(), held.end(), list.begin(), list.end()));
+                for (std::size_t i = 0; i < list.size(); ++i) {
+                    cache.load(0, head, static_cast<std::int64_t>(i), key.data(), value.data());
+                    double error = 0, norm = 0;
+                    for (std::int64_t d = 0; d < dim; ++d) {
+                        const auto from = at((head * tokens + list[i]) * dim + d);
+                        error += std::pow(key[at(d)] - keys[from], 2) +
+                                 std::pow(value[at(d)] - values[from], 2);
+                        norm += std::pow(keys[from], 2) + std::pow(values[from], 2);
+                    }
+                    EXPECT_LE(std::sqrt(error / norm), most) << static_cast<int>(type);
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace headkv

@@ -28,7 +28,7 @@ std::vector<TaskTurn> questions_of(const TaskExample& example) {
 
 TEST(Scbench, SeveralQuestionsOnOneContext) {
     const auto data = made({});
-    EXPECT_EQ(data.examples.size(), 5U * 3);
+    EXPECT_EQ(data.examples.size(), 6U * 3);
     test::expect_well_formed(data, 0.9);
     EXPECT_EQ(test::written(made({})), test::written(data));
     EXPECT_NE(test::written(made({}, 5, 2)), test::written(data));

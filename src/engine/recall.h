@@ -1,0 +1,39 @@
+// Recall: the full rows of a sequence stay in host memory beside its cache (the archive), so that a
+// further turn selects anew from all of them. The cache that decoding reads stays within the
+// method's budget.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/compute.h"
+#include "engine/prefill.h"
+#include "headkv/error.h"
+#include "headkv/method.h"
+
+namespace headkv {
+
+// Whether a method has a use for an archive: it looks at attention. Others select by position and
+// would bring back nothing.
+bool recalls(const Method& method);
+
+// The method of a sequence bound to `tokens` tokens: same recipe, options and mean rows a head.
+Result<Method> method_of_turn(const Method& method, const HeadShape& shape, std::int64_t tokens,
+                              std::int64_t row_bytes);
+
+// Puts the newest `count` rows of every head of the cache into the archive. Rows of a quantised
+// cache go there as they were rounded. Error (failure): out of memory.
+Result<void> archive_newest(PrefillTarget& state, std::int64_t count);
+
+// Reads a turn behind the `past` tokens of a sequence with an archive. For each layer, the turn's
+// last method.observe() queries are scored against all its rows, the turn's included; `method`
+// (method_of_turn's) selects; the cache's rows are rebuilt from the archive; the turn attends to
+// them and to itself. Then the cache is cut to what was selected: its rows are those of the plan,
+// exactly. Returns the logits after the turn's last token, [vocabulary].
+// Error (failure): out of memory; the sequence can then only be released.
+Result<std::vector<float>> recall_turn(const Compute& compute, const Model& model,
+                                       const Method& method, PrefillTarget& state,
+                                       std::int64_t past, std::span<const Token> turn);
+
+}  // namespace headkv
