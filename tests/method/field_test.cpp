@@ -193,10 +193,9 @@ TEST(FieldSteps, BinaryHeadsSpendTheBudgetExactly) {
         // Full heads are those of the highest shares, the rest are even.
         double least_full = 1, most_other = 0;
         for (std::size_t i = 0; i < shares.size(); ++i) {
-            if (plan.rows[i] == 100)
-                least_full = std::min(least_full, shares[i]);
-            else
-                most_other = std::max(most_other, shares[i]);
+            double& extreme = plan.rows[i] == 100 ? least_full : most_other;
+            extreme =
+                plan.rows[i] == 100 ? std::min(extreme, shares[i]) : std::max(extreme, shares[i]);
         }
         EXPECT_GE(least_full, most_other);
     }
