@@ -7,7 +7,9 @@
 
 #ifdef HEADKV_HAVE_DNNL
 #include <dnnl.h>
-#include <omp.h>
+
+// Of OpenMP's interface; its header lies in each compiler's own folder, where clang-tidy has none.
+extern "C" void omp_set_num_threads(int threads);
 #endif
 
 namespace headkv {
