@@ -44,7 +44,17 @@ nlohmann::json describe(const MethodConfig& config) {
                            {"group_reduce", o.group_reduce == GroupReduce::mean ? "mean" : "max"},
                            {"sinks", o.sinks},
                            {"reserve", o.reserve}};
-    // Only where it is not f16, so that runs begun before there was a choice can go on.
+    // What follows only where it is not the default, so that runs begun before there was a choice
+    // can go on.
+    const MethodOptions d;
+    const auto add = [&](const char* name, auto value, auto usual) {
+        if (value != usual) json[name] = value;
+    };
+    add("temperature", o.temperature, d.temperature);
+    add("shrink", o.shrink, d.shrink);
+    add("mix", o.mix, d.mix);
+    add("chunk_size", o.chunk, d.chunk);
+    add("choice", o.seed, d.seed);
     if (config.store != StoreTypes()) {
         json["type_k"] = name_of(config.store.keys);
         json["type_v"] = name_of(config.store.values);

@@ -61,7 +61,7 @@ public:
 
     Result<void> begin(std::span<const Token> turn);
     Result<void> layer(std::int64_t layer);
-    // The rows of the turn are held, and the cache is cut to what each layer selected.
+    // The archive holds the turn's rows, the cache what each layer selected of all.
     Result<void> finish();
     Result<std::vector<float>> logits();
 
@@ -80,7 +80,7 @@ private:
     AttentionShape shape_;
     DecodeAttention attention_;
     WorkMemory work_;
-    std::vector<KeepLists> kept_;  // [layers] positions, the turn's included
+    std::vector<KeepLists> kept_;  // [layers]; positions, the turn's included
 
     ggml_context_ptr context_;
     ggml_backend_buffer_ptr buffer_;
@@ -137,6 +137,7 @@ Result<void> Turn::project(std::int64_t layer) {
     return compute(graph);
 }
 
+// Behind the rows held, where selection reads them; attend() stores them once more.
 void Turn::archive_rows(std::int64_t layer) {
     const auto* keys = static_cast<const float*>(k_->data);
     const auto* values = static_cast<const float*>(v_->data);
@@ -172,7 +173,7 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
 }
 
 Result<void> Turn::attend(std::int64_t layer) {
-    const DecodeAttention::Slot slot{&state_.cache, &state_.log, 0, count_};
+    const DecodeAttention::Slot slot{&*state_.archive, &state_.log, 0, count_};
     attention_.prepare({&slot, 1}, shape_.heads.layers);
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
@@ -190,35 +191,19 @@ Result<void> Turn::layer(std::int64_t layer) {
     archive_rows(layer);
     auto kept = select(layer);
     if (!kept) return tl::unexpected(kept.error());
-    auto before = *kept;  // the turn's own rows are all there until it has been read
-    for (auto& list : before) {
-        list.erase(std::lower_bound(list.begin(), list.end(), past_), list.end());
-    }
-    auto filled = state_.cache.fill(layer, *state_.archive, before, count_ + state_.reserve);
-    if (!filled) return filled;
     kept_.push_back(std::move(*kept));
     return attend(layer);
 }
 
 Result<void> Turn::finish() {
-    state_.cache.append(past_, count_);
     state_.archive->append(past_, count_);
     state_.log.written += count_;
+    // Rows of the archive are in order of their positions, so positions are indices.
     for (std::int64_t layer = 0; layer < shape_.heads.layers; ++layer) {
-        for (std::int64_t head = 0; head < shape_.heads.kv_heads; ++head) {
-            auto list = kept_[size(layer)][size(head)];  // positions, then rows of the cache
-            const auto own = std::lower_bound(list.begin(), list.end(), past_);
-            const auto rows = static_cast<std::int32_t>(own - list.begin());
-            for (auto i = list.begin(); i != own; ++i) {
-                *i = static_cast<std::int32_t>(i - list.begin());
-            }
-            for (auto i = own; i != list.end(); ++i) {
-                *i += rows - static_cast<std::int32_t>(past_);
-            }
-            state_.cache.keep(layer, head, list);
-        }
+        auto filled = state_.cache.fill(layer, *state_.archive, kept_[size(layer)], state_.reserve);
+        if (!filled) return filled;
     }
-    return state_.cache.grow(state_.reserve);  // gives back what the turn's rows took
+    return {};
 }
 
 Result<std::vector<float>> Turn::logits() {

@@ -26,12 +26,12 @@ Result<Method> method_of_turn(const Method& method, const HeadShape& shape, std:
 // cache go there as they were rounded. Error (failure): out of memory.
 Result<void> archive_newest(PrefillTarget& state, std::int64_t count);
 
-// Reads a turn behind the `past` tokens of a sequence with an archive. For each layer, the turn's
-// last method.observe() queries are scored against all its rows, the turn's included; `method`
-// (method_of_turn's) selects; the cache's rows are rebuilt from the archive; the turn attends to
-// them and to itself. Then the cache is cut to what was selected: its rows are those of the plan,
-// exactly. Returns the logits after the turn's last token, [vocabulary].
-// Error (failure): out of memory; the sequence can then only be released.
+// Reads a turn behind the `past` tokens of a sequence with an archive. Its tokens attend to all
+// rows of the archive, as a prompt's do to the whole prompt. In each layer the turn's last
+// method.observe() queries are scored against all rows, the turn's included, and `method`
+// (method_of_turn's) selects. Once the turn has been read, the cache's rows are rebuilt from the
+// archive: those of the plan, exactly. Returns the logits after the turn's last token,
+// [vocabulary]. Error (failure): out of memory; the sequence can then only be released.
 Result<std::vector<float>> recall_turn(const Compute& compute, const Model& model,
                                        const Method& method, PrefillTarget& state,
                                        std::int64_t past, std::span<const Token> turn);
