@@ -128,6 +128,7 @@ void decode(benchmark::State& state, RowType type) {
 // A whole step's rows, more than any cache holds: 48 heads of 8192 rows, 100 MB, read from memory.
 void decode_from_memory(benchmark::State& state) {
     std::vector<Decode> heads;
+    heads.reserve(48);
     for (int head = 0; head < 48; ++head) heads.emplace_back(state.range(0));
     for (auto _ : state) {
         for (auto& head : heads) head.run(kernels::best());

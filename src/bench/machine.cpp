@@ -13,7 +13,8 @@
 
 #ifdef HEADKV_HAVE_DNNL
 #include <dnnl.h>
-#include <omp.h>
+
+#include "engine/openmp.h"
 #endif
 
 namespace headkv {

@@ -8,8 +8,7 @@
 #ifdef HEADKV_HAVE_DNNL
 #include <dnnl.h>
 
-// Of OpenMP's interface; its header lies in each compiler's own folder, where clang-tidy has none.
-extern "C" void omp_set_num_threads(int threads);
+#include "engine/openmp.h"
 #endif
 
 namespace headkv {
