@@ -87,7 +87,8 @@ public:
     ~PrefillJob();
 
     // Computes one layer of the next tokens, at most `most_tokens` of them (0: EngineOptions::chunk
-    // tokens); true when all is read. Errors: out of memory.
+    // tokens); true when all is read. Devices compute whole blocks of 256 tokens, at least one.
+    // Errors: out of memory.
     Result<bool> step(std::int64_t most_tokens = 0);
     // Tokens x layers.
     std::int64_t done() const;

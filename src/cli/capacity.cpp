@@ -13,8 +13,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* capacity_group = "What a GPU holds (with --model)";
-// A server keeps steps for several numbers of sequences ready (kMostGraphs of the engine).
-constexpr std::int64_t kGraphs = 8;
 
 // So many sequences at once.
 struct Point {
@@ -75,7 +73,7 @@ Result<MethodFigures> figures_of(const CapacityArguments& arguments, const Figur
     const DeviceLoad load{.methods = {method.config},
                           .prompt = figures.prompt,
                           .new_tokens = figures.new_tokens,
-                          .graphs = kGraphs};
+                          .graphs = kMostGraphs};
     const auto available = figures.memory - figures.rates.context_bytes;
     method.most = most_sequences(figures.model, load, method.use, available);
     DeviceLoad held = load;

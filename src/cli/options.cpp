@@ -163,10 +163,10 @@ bool limits_memory(const ModelArguments& arguments) {
 }
 
 std::int64_t bytes_for_work(const ModelArguments& arguments, const DeviceMemory& memory) {
-    if (arguments.engine.device_memory > 0) return arguments.engine.device_memory;
+    const auto bytes = usable_bytes(
+        {.limit = arguments.engine.device_memory, .free = memory.free, .total = memory.total});
     // Where the driver does not say, nothing is refused beforehand.
-    if (memory.total == 0) return std::numeric_limits<std::int64_t>::max();
-    return std::max<std::int64_t>(1, memory.free - kPoolBytes);
+    return bytes > 0 ? bytes : std::numeric_limits<std::int64_t>::max();
 }
 
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {

@@ -89,6 +89,13 @@ std::int64_t largest(std::int64_t low, std::int64_t high,
     return low;
 }
 
+// Bytes that converting a row of `k` and `v` quantised values takes at once. Types that differ are
+// converted by way of f32, keys first, whose f16 stays; equal ones by the attention itself.
+std::int64_t converted_peak(std::int64_t k, std::int64_t v, bool mixed) {
+    if (!mixed) return (k + v) * kF16;
+    return std::max(k * (kF32 + kF16), k * kF16 + v * (kF32 + kF16));
+}
+
 std::string gib(std::int64_t bytes) {
     constexpr double kGib = 1 << 30, kMib = 1 << 20;
     const auto value = as_double(bytes);
@@ -172,6 +179,12 @@ Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoa
 
 }  // namespace
 
+std::int64_t usable_bytes(const FreeMemory& memory) {
+    if (memory.limit > 0) return memory.limit;
+    if (memory.total == 0) return 0;
+    return std::max<std::int64_t>(1, memory.loaded + memory.free - kPoolBytes);
+}
+
 Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
                                  std::int64_t prompt, std::int64_t new_tokens) {
     const auto method = method_on_device(model, config, prompt);
@@ -181,6 +194,10 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     const auto bytes = *row_bytes(config.store, model.head_dim_k, model.head_dim_v);
     const auto& plan = method->plan();
     SequenceUse use;
+    use.mixed = config.store.keys != config.store.values;
+    const auto k = config.store.keys == StoreStep::f16 ? 0 : model.head_dim_k;
+    const auto v = config.store.values == StoreStep::f16 ? 0 : model.head_dim_v;
+    use.converted_row = (k + v) * kF16;
     use.row_bytes = bytes;
     use.reserve = reserve;
     use.rows = plan.total();
@@ -199,11 +216,8 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
             const auto capacity = whole_blocks(group.rows + reserve);
             use.allocated_bytes += heads * capacity * bytes;
             use.largest_group = std::max(use.largest_group, heads * group.rows);
-            if (config.store != StoreTypes()) {
-                use.converted_bytes =
-                    std::max(use.converted_bytes,
-                             heads * capacity * (model.head_dim_k + model.head_dim_v) * kF16);
-            }
+            use.converted_bytes =
+                std::max(use.converted_bytes, heads * capacity * converted_peak(k, v, use.mixed));
             if (!group.even || classes.insert({heads, group.rows}).second) {
                 use.mask_bytes += heads * capacity * kF16;
             }
@@ -253,10 +267,13 @@ StepCost step_cost(const ModelInfo& model, const SequenceUse& use, std::int64_t 
     const auto heads = model.shape.layers * model.shape.kv_heads;
     const auto gained = std::min(new_tokens, use.reserve);
     const auto rows = as_double(sequences * (use.rows + gained * heads));
-    const auto f16 = as_double(model.row_bytes);
     double bytes = rows * as_double(use.row_bytes);
-    // Read, written as f16 and read again.
-    if (use.converted_bytes > 0 && !alone) bytes += 2 * rows * f16;
+    // Read, written as f16 and read again; before that, where types differ, the same as f32.
+    if (use.mixed) {
+        bytes += 6 * rows * as_double(use.converted_row);
+    } else if (!alone) {
+        bytes += 2 * rows * as_double(use.converted_row);
+    }
     // Caches of their own are computed one after the other.
     const auto calls = as_double(use.groups * (use.shared ? 1 : sequences));
     const auto layers = as_double(model.shape.layers);

@@ -31,6 +31,17 @@ struct DeviceRates {
 
 // What ggml and cuBLAS take of a GPU's memory beside the buffers that are counted here.
 constexpr std::int64_t kPoolBytes = 512 << 20;
+// Steps for different numbers of sequences that an engine keeps ready.
+constexpr std::int64_t kMostGraphs = 8;
+
+// What a driver says of a device's memory, in bytes.
+struct FreeMemory {
+    std::int64_t limit = 0;            // the most to take, whatever is free; 0: none is given
+    std::int64_t free = 0, total = 0;  // total 0: the driver does not say
+    std::int64_t loaded = 0;           // weights that are there already, and so are not free
+};
+// What weights, caches and work may take of it, at least 1; 0: nothing limits them.
+std::int64_t usable_bytes(const FreeMemory& memory);
 
 // Work that a device is asked for: a prompt is read once, for a cache of each method, and the
 // caches hold that of `sequences` prompts.
@@ -55,9 +66,11 @@ struct SequenceUse {
     std::int64_t reserve = 0;          // rows that a head may gain while decoding
     std::int64_t groups = 0;           // of heads, over all layers
     std::int64_t largest_group = 0;    // rows of the prompt in one group
-    std::int64_t converted_bytes = 0;  // quantised rows: their f16 copies in a step, one group
-    std::int64_t observed = 0;         // last queries of the prompt that score
-    bool shared = true;                // its cache is one with other sequences of the same plan
+    std::int64_t converted_bytes = 0;  // quantised rows: their copies in a step, one group
+    std::int64_t converted_row = 0;    // of a row of one head: what of it is converted, as f16
+    bool mixed = false;  // keys and values of two types: always converted, see Compute::attend
+    std::int64_t observed = 0;  // last queries of the prompt that score
+    bool shared = true;         // its cache is one with other sequences of the same plan
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }
 };
 // Errors (bad_input): those of Method::create. For methods whose plan follows the prompt (ada-kv)

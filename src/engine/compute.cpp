@@ -111,6 +111,32 @@ ggml_tensor* Compute::rotated(ggml_context* context, ggml_tensor* x) const {
     return product;
 }
 
+bool Compute::takes(const ggml_tensor* attended) const {
+    // The CPU takes any two types; it stands for the device in tests, and there takes what CUDA
+    // does.
+    auto* device = ggml_backend_get_device(backend_.get());
+    const bool on_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    if (on_cpu && attended->src[1]->type != attended->src[2]->type) return false;
+    return ggml_backend_supports_op(backend_.get(), attended);
+}
+
+ggml_tensor* Compute::attend(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
+                             ggml_tensor* values, ggml_tensor* mask, float scale) const {
+    const auto attention = [&](ggml_tensor* k, ggml_tensor* v) {
+        auto* made = ggml_flash_attn_ext(context, queries, k, v, mask, scale, 0.0F, 0.0F);
+        ggml_flash_attn_ext_set_prec(made, GGML_PREC_F32);
+        return made;
+    };
+    auto* direct = attention(keys, values);
+    if (takes(direct)) return direct;
+    // By way of f32: the one type that every backend copies quantised rows to.
+    const auto as_f16 = [&](ggml_tensor* rows) {
+        if (rows->type == GGML_TYPE_F16) return rows;
+        return ggml_cast(context, ggml_cast(context, rows, GGML_TYPE_F32), GGML_TYPE_F16);
+    };
+    return attention(as_f16(keys), as_f16(values));
+}
+
 Result<void> Compute::run(ggml_cgraph* graph) const {
     return checked(ggml_backend_graph_compute(backend_.get(), graph));
 }

@@ -40,6 +40,12 @@ public:
     // which must be a multiple of kernels::kQuantBlock.
     ggml_tensor* rotated(ggml_context* context, ggml_tensor* x) const;
 
+    // ggml_flash_attn_ext with f32 sums. ggml's CUDA kernels take keys and values of one type, or
+    // no quantised ones at all: rows that the backend does not take as they are become f16 first,
+    // in the graph. Seven nodes at most.
+    ggml_tensor* attend(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
+                        ggml_tensor* values, ggml_tensor* mask, float scale) const;
+
 private:
     Compute() = default;
     // ggml's CUDA backend (0.20.2) lets a kernel begin while the one before it ends (programmatic
@@ -51,6 +57,7 @@ private:
     Result<void> launch_attention_alone() const;
     Result<void> checked(ggml_status status) const;
     Result<void> make_rotations(const Hyper& hyper);
+    bool takes(const ggml_tensor* attended) const;  // its keys and values as they are
     struct FreePool {
         void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
     };

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <set>
 
+#include "engine/capacity.h"
 #include "engine/graph.h"
 #include "engine/text_probabilities.h"
 
@@ -15,8 +16,6 @@ namespace headkv {
 namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-constexpr std::size_t kMostGraphs = 8;
 
 ggml_type ggml_type_of(StoreStep step) {
     switch (step) {
@@ -151,9 +150,8 @@ struct DeviceEngine::Attention {
                 return ggml_view_4d(c, rows, rows->ne[0], rows->ne[1], 1, columns, rows->nb[1],
                                     rows->nb[2], rows->nb[3], 0);
             };
-            auto* attended = ggml_flash_attn_ext(c, q, used(one.keys), used(one.values),
-                                                 used(about.mask), shape.scale, 0.0F, 0.0F);
-            ggml_flash_attn_ext_set_prec(attended, GGML_PREC_F32);
+            auto* attended = compute.attend(c, q, used(one.keys), used(one.values),
+                                            used(about.mask), shape.scale);
             attended = ggml_reshape_2d(c, attended, shape.dim_v * group, columns);
             all = all == nullptr ? attended : ggml_concat(c, all, attended, 1);
             done += columns;
@@ -328,8 +326,12 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
     step.inputs_buffer.reset(
         ggml_backend_alloc_ctx_tensors(step.inputs_context.get(), compute_.backend()));
 
-    const auto nodes =
-        layers * (48 + 64 * static_cast<std::int64_t>(shares.size())) + entries / 8 + 256;
+    auto nodes = layers * 48 + entries / 8 + 256;
+    for (const Share& share : shares) {
+        for (std::int64_t layer = 0; layer < layers; ++layer) {
+            nodes += 32 + 16 * std::ssize(share.cache->layer(layer).groups);
+        }
+    }
     step.context = make_context(nodes);
     auto* c = step.context.get();
     step.key = compute_.new_key();
@@ -404,7 +406,7 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
     }
     steps_.push_front(std::move(step));
     note_peak();
-    if (steps_.size() > kMostGraphs) steps_.pop_back();
+    if (std::ssize(steps_) > kMostGraphs) steps_.pop_back();
     return &steps_.front();
 }
 

@@ -169,10 +169,13 @@ Result<void> DevicePrefill::run(ggml_cgraph* graph) {
     return compute_.start(graph);
 }
 
-Result<bool> DevicePrefill::step() {
+Result<bool> DevicePrefill::step(std::int64_t most) {
     const auto layers = model_.hyper.shape.layers;
     if (layer_ == layers) return true;
-    const auto count = std::min(options_.chunk, tokens_ - begin_);
+    const auto limit = most > 0
+                           ? std::clamp(most / kRowBlock * kRowBlock, kRowBlock, options_.chunk)
+                           : options_.chunk;
+    const auto count = std::min(limit, tokens_ - begin_);
     if (layer_ == 0) {
         if (auto done = embed(begin_, count); !done) return tl::unexpected(done.error());
     }
@@ -181,6 +184,7 @@ Result<bool> DevicePrefill::step() {
     if (pending_ >= 0) {
         if (auto done = compress(); !done) return tl::unexpected(done.error());
     }
+    if (most > 0) ggml_backend_synchronize(compute_.backend());
     begin_ += count;
     if (begin_ < tokens_) return false;
     if (!targets_.empty()) {

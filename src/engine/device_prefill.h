@@ -35,8 +35,10 @@ public:
                                                          const Options& options);
     ~DevicePrefill();
 
-    // Queues one (layer, chunk); true when all is computed.
-    Result<bool> step();
+    // Queues one (layer, chunk); true when all is computed. `most` > 0: of at most so many tokens,
+    // in whole blocks and at least one block (see fill_masks), and waits for it, so that the caller
+    // sees what the next one will take.
+    Result<bool> step(std::int64_t most = 0);
     std::int64_t layer() const { return layer_; }
     std::int64_t tokens() const { return tokens_; }
     std::int64_t done() const { return layer_ * tokens_ + begin_; }

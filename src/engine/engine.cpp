@@ -67,20 +67,20 @@ struct StepGraph {
     ggml_tensor* logits = nullptr;     // f32 [vocabulary, outputs], null if none is wanted
 };
 
-constexpr std::size_t kMostGraphs = 8;
 constexpr std::int64_t kNodesPerLayer = 48;
 
 // What a device has for weights, caches and work; 0 where nothing limits them. Asked once: what
 // ggml keeps for itself later is used again.
 std::int64_t bytes_for_engine(const Model& model, const EngineOptions& options) {
-    if (options.device_memory > 0) return options.device_memory;
     auto* device = model.impl().device;
-    if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_GPU) return 0;
     std::size_t free = 0, total = 0;
-    ggml_backend_dev_memory(device, &free, &total);
-    if (total == 0) return 0;  // the driver does not say
-    const auto left = static_cast<std::int64_t>(free) - kPoolBytes;
-    return std::max<std::int64_t>(1, model.info().weight_bytes + left);
+    if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU) {
+        ggml_backend_dev_memory(device, &free, &total);
+    }
+    return usable_bytes({.limit = options.device_memory,
+                         .free = static_cast<std::int64_t>(free),
+                         .total = static_cast<std::int64_t>(total),
+                         .loaded = model.info().weight_bytes});
 }
 
 }  // namespace
@@ -297,7 +297,8 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
 
 Result<bool> PrefillJob::step(std::int64_t most_tokens) {
     const auto start = now_ms();
-    auto done = impl_->device ? impl_->device->step() : impl_->prefill->step(most_tokens);
+    auto done =
+        impl_->device ? impl_->device->step(most_tokens) : impl_->prefill->step(most_tokens);
     impl_->spent_ms += now_ms() - start;
     return done;
 }
@@ -423,7 +424,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
         return failure("not enough memory to decode {} tokens at once", tokens);
     }
     graphs.push_front(std::move(step));
-    if (graphs.size() > kMostGraphs) graphs.pop_back();
+    if (std::ssize(graphs) > kMostGraphs) graphs.pop_back();
     return &graphs.front();
 }
 

@@ -273,6 +273,64 @@ TEST_F(Capacity, SaysWhatIsNeededAndTheLargestThatFits) {
               std::string::npos);
 }
 
+// The check before a prefill, with what a driver would say is free.
+TEST_F(Capacity, RefusesByWhatIsFree) {
+    const auto asked = load("snapkv", k32, 4);
+    const auto need = memory_use(model, asked)->total();
+    const auto check = [&](const FreeMemory& memory) {
+        return check_fits(model, asked, usable_bytes(memory), "cuda0");
+    };
+    FreeMemory memory{.free = need + kPoolBytes, .total = 80 * kGiB};
+    EXPECT_TRUE(check(memory));
+    --memory.free;
+    const auto refused = check(memory);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+    EXPECT_NE(refused.error().message.find("3 at a time fit (--slots 3)"), std::string::npos)
+        << refused.error().message;
+    // Weights that are there already are not free, and need no room any more.
+    memory.loaded = model.weight_bytes;
+    memory.free = need + kPoolBytes - model.weight_bytes;
+    EXPECT_TRUE(check(memory));
+    --memory.free;
+    EXPECT_FALSE(check(memory));
+    // A limit of one's own counts, whatever is free.
+    memory.limit = need;
+    EXPECT_TRUE(check(memory));
+    EXPECT_EQ(usable_bytes({.limit = 7, .free = 100 * kGiB, .total = 100 * kGiB}), 7);
+    // Another program has nearly everything: still a limit, not "none".
+    EXPECT_EQ(usable_bytes({.free = 1, .total = kGiB}), 1);
+    EXPECT_EQ(usable_bytes({}), 0) << "the driver does not say";
+}
+
+// Rows of two types are converted by way of f32, even those of a single sequence.
+TEST_F(Capacity, MixedTypesCostTheirConversion) {
+    const auto stored = [&](StoreStep keys, StoreStep values) {
+        auto chosen = config("snapkv");
+        chosen.store = {keys, values};
+        return use(chosen, k32);
+    };
+    const auto equal = stored(StoreStep::q8_0, StoreStep::q8_0);
+    const auto both = stored(StoreStep::q8_0, StoreStep::q4_0);
+    const auto values = stored(StoreStep::f16, StoreStep::q8_0);
+    const auto rows = [&](const SequenceUse& one, std::int64_t sequences) {
+        return step_cost(model, one, sequences, 32, rates).rows;
+    };
+    EXPECT_FALSE(equal.mixed);
+    EXPECT_TRUE(both.mixed);
+    EXPECT_EQ(both.converted_row, 2 * values.converted_row);
+    // Groups of 8 heads and 1280 rows of 128 values: f16 of both; f16 of the keys beside f32 and
+    // f16 of the values; f32 and f16 of the values.
+    EXPECT_EQ(equal.converted_bytes, 8 * 1280 * 128 * (2 + 2));
+    EXPECT_EQ(both.converted_bytes, 8 * 1280 * 128 * (2 + 4 + 2));
+    EXPECT_EQ(values.converted_bytes, 8 * 1280 * 128 * (4 + 2));
+    EXPECT_EQ(stored(StoreStep::f16, StoreStep::f16).converted_bytes, 0);
+    for (const std::int64_t sequences : {1, 32}) {
+        EXPECT_GT(rows(both, sequences), rows(equal, sequences));
+        EXPECT_GT(rows(both, sequences), rows(values, sequences));
+    }
+}
+
 TEST_F(Capacity, CachesOfSeveralMethodsAddUp) {
     auto both = load("snapkv", k32, 1);
     both.methods.push_back(config("full"));

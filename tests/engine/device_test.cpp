@@ -323,6 +323,76 @@ TEST_P(Device, QuantisedRowsStayNear) {
     EXPECT_LT(device->info(ours).plan_bytes, device->info(right).plan_bytes * 17 / 32 + 1);
 }
 
+// Keys and values of different types: ggml's CUDA attention takes no such pair as it is.
+TEST_P(Device, MixedTypesSayWhatTheCpuDoes) {
+    constexpr auto f16 = StoreStep::f16, q8 = StoreStep::q8_0, q4 = StoreStep::q4_0;
+    const auto prompt = random_tokens(300, 63);
+    const auto tokens = random_tokens(6, 64);
+    const auto shared = other(3);
+    for (const auto& store : {StoreTypes{q8, q4}, StoreTypes{q4, q8}, StoreTypes{f16, q8},
+                              StoreTypes{q8, f16}, StoreTypes{q4, f16}}) {
+        SCOPED_TRACE(name_of(store));
+        auto mixed = config();
+        mixed.store = store;
+        const auto ours = read(*shared, prompt, mixed).sequences.at(0);
+        const auto beside = read(*shared, random_tokens(300, 65), mixed).sequences.at(0);
+        const auto right = read(*pair.engine, prompt, mixed).sequences.at(0);
+        EXPECT_EQ(shared->info(ours).plan_bytes, pair.engine->info(right).plan_bytes);
+        const auto twin = shared->copy(ours);
+        ASSERT_TRUE(twin);
+        std::vector<std::vector<float>> said;
+        for (const Token token : tokens) {
+            const std::vector<DecodeInput> inputs{{ours, token, true}, {beside, 5, true}};
+            const auto done = shared->decode(inputs);
+            ASSERT_TRUE(done) << done.error().message;
+            said.emplace_back(shared->logits(0).begin(), shared->logits(0).end());
+        }
+        EXPECT_LT(logit_error(steps(*shared, *twin, tokens).back(), said.back()), tolerance());
+        // A row that turned in a near tie is another cache.
+        if (overlap(shared->positions(*twin), pair.engine->positions(right)) == 1) {
+            const auto wanted = steps(*pair.engine, right, tokens);
+            for (std::size_t i = 0; i < tokens.size(); ++i) {
+                EXPECT_LT(logit_error(said[i], wanted[i]), 0.03) << "step " << i;
+            }
+        }
+        for (const auto id : {ours, beside, *twin}) shared->release(id);
+        pair.engine->release(right);
+    }
+}
+
+// A prompt read in steps of at most so many tokens, another number in every step.
+TEST_P(Device, ReadsNoMoreTokensAStepThanAsked) {
+    const auto wide = Engine::create(there, {.chunk = 1024, .stock_operations = true});
+    ASSERT_TRUE(wide);
+    auto& engine = **wide;
+    const auto prompt = random_tokens(1300, 66);
+    const auto chosen = config();
+    auto job = engine.start_prefill(prompt, {&chosen, 1});
+    ASSERT_TRUE(job) << job.error().message;
+    // Whole blocks of 256 tokens, at least one, at most a chunk; 0: a chunk.
+    const std::vector<std::pair<std::int64_t, std::int64_t>> limits{
+        {700, 512}, {1, 256}, {300, 256}, {5000, 1024}, {0, 1024}};
+    bool done = false;
+    for (std::size_t i = 0; !done; ++i) {
+        const auto& [most, computed] = limits[i % limits.size()];
+        const auto before = job->done();
+        const auto left = 1300 - before % 1300;  // of the layer
+        const auto step = job->step(most);
+        ASSERT_TRUE(step) << step.error().message;
+        EXPECT_EQ(job->done() - before, std::min(computed, left)) << "a step of " << most;
+        done = *step;
+    }
+    EXPECT_EQ(job->done(), job->total());
+    const auto ours = job->finish();
+    ASSERT_TRUE(ours);
+    const auto whole = read(engine, prompt, chosen);
+    EXPECT_LT(logit_error(ours->logits, whole.logits), tolerance());
+    EXPECT_GT(overlap(engine.positions(ours->sequences[0]), engine.positions(whole.sequences[0])),
+              tolerance() < 0.01 ? 0.99 : 0.97);
+    const auto right = read(*pair.engine, prompt, chosen);
+    EXPECT_LT(logit_error(ours->logits, right.logits), 0.01);
+}
+
 TEST_P(Device, TellsTheBestTokenWithoutLogits) {
     const auto prompt = random_tokens(100, 71);
     const auto first = read(*device, prompt, config()).sequences.at(0);
