@@ -21,11 +21,22 @@ enum class ScoreStep {
     accumulated_attention,  // mean attention of all queries (2306.14048)
     last_query,             // attention of the last query, mean over the layer (2401.06104)
     layer_attention,        // window attention, mean over the layer (2502.00299)
-    key_norm,               // -|k|
-    key_difference,         // -cos(k, mean direction of the keys) (2504.15364)
+    squared_attention,      // mean squared attention of the last queries, pooled (2410.00161)
+    prefix_mass,     // attention of all queries, mean over the layer, that no better row holds
+                     // (2412.03409): 1 - the share of the rows ranked above
+    key_norm,        // -|k|
+    key_difference,  // -cos(k, mean direction of the keys) (2504.15364)
     random,
 };
-enum class AllocateStep { all, uniform, pyramid, adaptive, head_importance, binary_heads };
+enum class AllocateStep {
+    all,
+    uniform,
+    pyramid,
+    adaptive,
+    head_importance,
+    binary_heads,
+    global,  // the rows of all layers and heads compete (2410.00161, 2412.03409)
+};
 enum class SelectStep {
     all,
     sinks_recent,
@@ -56,6 +67,7 @@ struct Recipe {
     std::string_view paper;       // arXiv number
     std::string_view summary;     // one sentence
     std::int64_t chunk = 1;       // positions kept together where MethodOptions do not say
+    std::int64_t protect = 0;     // first rows that every head keeps whatever MethodOptions say
 };
 
 // The table, in display order.
@@ -85,8 +97,8 @@ struct MethodOptions {
     double floor = 0.2;          // adaptive: share of the rows that is uniform (2407.11550)
     bool normalize = true;       // adaptive: scale a head's scores by the mass its top rows hold
     GroupReduce group_reduce = GroupReduce::mean;
-    double temperature = 1;  // head_importance: shares of heads are taken to this power, 0 to 100
-    double shrink = 0;       // head_importance: 0..1, how far shares are moved to equal ones
+    double temperature = 1;  // shares of heads by their scores: taken to this power, 0 to 100
+    double shrink = 0;       // the same: 0..1, how far they are moved to equal ones
     double mix = 0;          // head_importance: 0..1 of a layer's rows that its heads compete for,
                              // as in ada-kv; the rest follows the scores
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
@@ -167,7 +179,8 @@ public:
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
     // Last prompt queries whose attention is needed; 0: none. Accumulated attention needs them all.
     std::int64_t observe() const;
-    bool needs_keys() const;  // whether keep_layer() wants the layer's keys
+    bool needs_keys() const;        // whether keep_layer() wants the layer's keys
+    bool observes_squares() const;  // whether it wants squared attention
     // The same for a re-selection while decoding, which a prompt below the budget may need, too:
     // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
@@ -176,8 +189,11 @@ public:
 
     // Keep lists of one layer after prefill: [kv_heads] sorted positions.
     // `observed` [query_heads][prompt_tokens] f32: attention of the last observe() queries (softmax
-    // over all keys, causal inside the window), mean over those queries. Empty if observe() is 0.
+    // over all keys, causal inside the window), or its squares, mean over those queries. Empty if
+    // observe() is 0.
     // `keys` [kv_heads][prompt_tokens][head_dim] f32, empty unless needs_keys().
+    // Global allocation: the heads of this layer compete for its share of the budget alone;
+    // PromptSelection has all layers compete.
     std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
                                                       std::span<const float> observed,
                                                       std::span<const float> keys = {}) const;
@@ -195,8 +211,12 @@ public:
                                         std::int64_t rows) const;
 
 private:
+    friend class PromptSelection;
     std::vector<float> values_of(std::int64_t layer, std::span<const float> observed,
                                  std::span<const float> keys) const;
+    // Rows of a head that no score decides about: the last of `rows` in all, and the first.
+    std::int64_t recent_rows(std::int64_t rows) const;
+    std::int64_t protected_rows() const;
     std::vector<std::int64_t> rows_of_layer(std::int64_t layer,
                                             const std::vector<float>& values) const;
 
@@ -208,6 +228,41 @@ private:
     bool full_ = false;
     Plan plan_;   // for this prompt length (static allocators; adaptive: per-layer totals)
     Plan bound_;  // while decoding, see bound()
+};
+
+// The selection of one prompt, layer by layer in order. Where the rows of all layers compete, a
+// layer takes rows back from those before it: what ranks below the best so far, as many as the
+// budget has in all, cannot be among the best of all layers. So the result is exact, and no more
+// rows are held on the way than the budget allows.
+class PromptSelection {
+public:
+    explicit PromptSelection(Method method);
+
+    // Keep lists of the next layer, as Method::keep_layer() takes and gives them.
+    std::vector<std::vector<std::int32_t>> next(std::span<const float> observed,
+                                                std::span<const float> keys = {});
+
+    // Rows that next() has taken back in an earlier layer, [kv_heads]: sorted indices of those that
+    // stay, into the rows held so far.
+    struct Cut {
+        std::int64_t layer = 0;
+        std::vector<std::vector<std::int32_t>> stay;
+    };
+    const std::vector<Cut>& cuts() const { return cuts_; }
+
+private:
+    struct Rival {
+        float value = 0;
+        std::int32_t position = 0;
+    };
+    using Head = std::vector<Rival>;  // still in, by position
+    void keep_best(std::int64_t count);
+
+    Method method_;
+    std::int64_t recent_, protect_;          // last and first rows of a head, which do not compete
+    std::vector<std::vector<Head>> layers_;  // [layers so far][kv_heads]
+    std::vector<Cut> cuts_;
+    std::int64_t layer_ = 0;
 };
 
 // --- the steps, for tests, `headkv plan` and researchers
@@ -266,6 +321,10 @@ std::vector<float> score_random(std::int64_t seed, std::int64_t layer, std::int6
                                 std::int64_t n);
 // In place, values [heads][n]: every head gets the mean over the heads, so that all keep the same.
 void share_values(std::span<float> values, std::int64_t heads);
+// In place, values [heads][n]: each becomes 1 - the share that the head's better ones (ties: lower
+// position) have of all its values, so that a threshold t keeps in every head the fewest rows that
+// hold more than 1 - t of its mass.
+void rank_by_prefix_mass(std::span<float> values, std::int64_t heads);
 // In place, values [heads][n]: every position gets the mean of its chunk of `chunk` positions, so
 // that chunks stay or go as a whole (but for one that the budget cuts).
 void join_chunks(std::span<float> values, std::int64_t heads, std::int64_t chunk);

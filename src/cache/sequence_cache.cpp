@@ -70,11 +70,18 @@ SequenceCache::SequenceCache(const CacheShape& shape) : shape_(shape), layers_(s
     }
 }
 
-Result<SequenceCache::Layer> SequenceCache::allocate(std::span<const std::int64_t> capacity) const {
+// Memory for the rows of `lists` and `reserve` more a head; its positions are empty, with room for
+// as many, so that appending while decoding does not allocate.
+Result<SequenceCache::Layer> SequenceCache::allocate(
+    const std::vector<std::vector<std::int32_t>>& lists, std::int64_t reserve) const {
     Layer layer;
     layer.start.push_back(0);
-    for (const auto rows : capacity) layer.start.push_back(layer.start.back() + rows);
     layer.positions.resize(size(shape_.heads));
+    for (std::size_t head = 0; head < lists.size(); ++head) {
+        const auto capacity = std::ssize(lists[head]) + reserve;
+        layer.start.push_back(layer.start.back() + capacity);
+        layer.positions[head].reserve(size(capacity));
+    }
     const auto rows = layer.start.back();
     layer.keys.reset(new (std::nothrow) std::byte[size(rows * shape_.key_bytes())]);
     layer.values.reset(new (std::nothrow) std::byte[size(rows * shape_.value_bytes())]);
@@ -89,12 +96,7 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
                                  const std::vector<std::vector<std::int32_t>>& keep,
                                  std::int64_t reserve) {
     assert(keep.size() == size(shape_.heads));
-    std::vector<std::int64_t> capacity;
-    capacity.reserve(keep.size());
-    for (const auto& list : keep) {
-        capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
-    }
-    auto layer = allocate(capacity);
+    auto layer = allocate(keep, reserve);
     if (!layer) return tl::unexpected(layer.error());
     for (std::int64_t head = 0; head < shape_.heads; ++head) {
         const auto& list = keep[size(head)];
@@ -103,9 +105,7 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
                       from.keys.data() + head * from.tokens * shape_.dim_k, list, shape_.dim_k);
         gather_stored(shape_.type_v, layer->values.get() + start * shape_.value_bytes(),
                       from.values.data() + head * from.tokens * shape_.dim_v, list, shape_.dim_v);
-        layer->positions[size(head)] = list;
-        // so that appending while decoding does not allocate
-        layer->positions[size(head)].reserve(size(capacity[size(head)]));
+        layer->positions[size(head)].assign(list.begin(), list.end());
     }
     layers_[size(index)] = std::move(*layer);
     return {};
@@ -115,12 +115,7 @@ Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
                                  const std::vector<std::vector<std::int32_t>>& keep,
                                  std::int64_t reserve) {
     assert(keep.size() == size(shape_.heads) && &from != this);
-    std::vector<std::int64_t> capacity;
-    capacity.reserve(keep.size());
-    for (const auto& list : keep) {
-        capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
-    }
-    auto fresh = allocate(capacity);
+    auto fresh = allocate(keep, reserve);
     if (!fresh) return tl::unexpected(fresh.error());
     auto& layer = layers_[size(index)] = std::move(*fresh);
     const bool same = shape_.type_k == from.shape_.type_k && shape_.type_v == from.shape_.type_v;
@@ -133,7 +128,6 @@ Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
             gather(to.values, rows.values, list, shape_.value_bytes());
         }
         auto& positions = layer.positions[size(head)];
-        positions.reserve(size(capacity[size(head)]));
         for (const auto row : list) {
             if (!same) {
                 from.load(index, head, row, key.data(), value.data());
@@ -148,26 +142,27 @@ Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
 
 Result<void> SequenceCache::grow(std::int64_t reserve) {
     // Layer by layer, so that no more than one layer is held twice.
-    for (auto& old : layers_) {
-        std::vector<std::int64_t> capacity;
-        capacity.reserve(old.positions.size());
-        for (const auto& list : old.positions) {
-            capacity.push_back(static_cast<std::int64_t>(list.size()) + reserve);
-        }
-        auto layer = allocate(capacity);
-        if (!layer) return tl::unexpected(layer.error());
-        for (std::size_t head = 0; head < old.positions.size(); ++head) {
-            const auto rows = static_cast<std::int64_t>(old.positions[head].size());
-            const auto key = shape_.key_bytes(), value = shape_.value_bytes();
-            copy_rows(layer->keys.get() + layer->start[head] * key,
-                      old.keys.get() + old.start[head] * key, rows, key);
-            copy_rows(layer->values.get() + layer->start[head] * value,
-                      old.values.get() + old.start[head] * value, rows, value);
-            layer->positions[head] = std::move(old.positions[head]);
-            layer->positions[head].reserve(size(capacity[head]));
-        }
-        old = std::move(*layer);
+    for (std::int64_t layer = 0; layer < shape_.layers; ++layer) {
+        if (auto done = fit(layer, reserve); !done) return done;
     }
+    return {};
+}
+
+Result<void> SequenceCache::fit(std::int64_t index, std::int64_t reserve) {
+    auto& old = layers_[size(index)];
+    auto layer = allocate(old.positions, reserve);
+    if (!layer) return tl::unexpected(layer.error());
+    const auto key = shape_.key_bytes(), value = shape_.value_bytes();
+    for (std::size_t head = 0; head < old.positions.size(); ++head) {
+        const auto rows = std::ssize(old.positions[head]);
+        copy_rows(layer->keys.get() + layer->start[head] * key,
+                  old.keys.get() + old.start[head] * key, rows, key);
+        copy_rows(layer->values.get() + layer->start[head] * value,
+                  old.values.get() + old.start[head] * value, rows, value);
+        auto& positions = layer->positions[head];
+        positions.assign(old.positions[head].begin(), old.positions[head].end());
+    }
+    old = std::move(*layer);
     return {};
 }
 

@@ -50,9 +50,10 @@ public:
     Result<void> fill(std::int64_t layer, const SequenceCache& from,
                       const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
 
-    // Fresh memory with `reserve` free rows in every head; copies what is held.
-    // Error (failure): out of memory; every row is still there.
+    // Fresh memory with exactly `reserve` free rows in every head, of all layers or of one; copies
+    // what is held. Error (failure): out of memory; every row is still there.
     Result<void> grow(std::int64_t reserve);
+    Result<void> fit(std::int64_t layer, std::int64_t reserve);
 
     // Keeps only the rows `keep` (sorted indices into the rows held) of one head, in place.
     void keep(std::int64_t layer, std::int64_t head, std::span<const std::int32_t> keep);
@@ -94,7 +95,8 @@ private:
         std::vector<std::int64_t> start;                   // [heads + 1] first row of each head
         std::vector<std::vector<std::int32_t>> positions;  // [heads][rows held]
     };
-    Result<Layer> allocate(std::span<const std::int64_t> capacity) const;
+    Result<Layer> allocate(const std::vector<std::vector<std::int32_t>>& lists,
+                           std::int64_t reserve) const;
 
     CacheShape shape_;
     std::vector<Layer> layers_;

@@ -100,8 +100,6 @@ Result<std::int64_t> parse_count(std::string_view text);
 Result<double> parse_bandwidth(std::string_view text);
 // "5%" or "0.05" -> 0.05, above 0 and at most 1. Error (bad_input).
 Result<double> parse_share(std::string_view text);
-// The number of edits between two words; for "did you mean".
-std::size_t edit_distance(std::string_view a, std::string_view b);
 
 // --- subcommands, one file each
 // -----------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cli/common.h"
+#include "method/edit_distance.h"
 
 namespace headkv::cli {
 

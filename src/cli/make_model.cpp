@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cli/common.h"
+#include "method/edit_distance.h"
 #include "model/architecture.h"
 #include "model/random_model.h"
 

@@ -48,7 +48,8 @@ Result<const Recipe*> recipe_of(const PlanArguments& arguments, const HeadScores
     if (name == "pyramid") name = "pyramidkv";
     auto recipe = find_recipe(name);
     if (recipe && ((*recipe)->allocate == AllocateStep::all ||
-                   (*recipe)->allocate == AllocateStep::adaptive)) {
+                   (*recipe)->allocate == AllocateStep::adaptive ||
+                   (*recipe)->allocate == AllocateStep::global)) {
         return bad_input(
             "the rows of {} depend on the prompt, there is no plan without one: see `headkv "
             "inspect`",

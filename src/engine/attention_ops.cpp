@@ -240,7 +240,11 @@ void add_attention(const Observation& plan, std::int64_t head, std::int64_t begi
         float* weights = scores + (i - begin) * tokens;
         const auto seen = tokens - plan.count + i + 1;
         kernel.softmax(weights, seen);
-        for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j];
+        if (plan.squared) {
+            for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j] * weights[j];
+        } else {
+            for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j];
+        }
     }
 }
 

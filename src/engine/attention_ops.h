@@ -65,6 +65,7 @@ struct Observation {
     LayerRows rows;
     const float* queries = nullptr;  // [count][query_heads][dim_k], the last tokens' queries
     std::int64_t count = 0;
+    bool squared = false;  // the mean of the squares instead
     std::atomic<std::int64_t> next{0};
 };
 // -> [tokens, query_heads] f32.

@@ -43,7 +43,8 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     const auto& hyper = model_.hyper;
     tokens_ = static_cast<std::int64_t>(prompt.size());
     window_ = 1;
-    for (const auto& target : targets_) {
+    for (auto& target : targets_) {
+        target.selection.emplace(target.method);
         window_ = std::max(window_, std::min(tokens_, target.method.observe()));
     }
     context_ = make_context(16);
@@ -167,13 +168,14 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     return compute_graph(graph);
 }
 
-// Mean attention of the last `queries` tokens, [query_heads][tokens].
-Result<std::vector<float>> Prefill::observed(std::int64_t queries) {
+// Mean attention of the last `queries` tokens, or of its squares, [query_heads][tokens].
+Result<std::vector<float>> Prefill::observed(std::int64_t queries, bool squared) {
     const auto context = make_context(kMostNodes);
     Observation plan;
     plan.shape = shape_;
     plan.rows = {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))}, {}, tokens_};
     plan.count = std::min(queries, tokens_);
+    plan.squared = squared;
     plan.queries =
         static_cast<const float*>(queries_->data) + (window_ - plan.count) * queries_->ne[0];
     auto* node = observe(context.get(), plan);
@@ -198,22 +200,31 @@ Result<void> Prefill::compress_layer() {
                          {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
                          tokens_};
     // Configurations that look at the same queries share one observation.
-    std::map<std::int64_t, std::vector<float>> observations;
+    std::map<std::pair<std::int64_t, bool>, std::vector<float>> observations;
     std::vector<float> keys;  // of this layer, once a method asks for them
     for (auto& target : targets_) {
-        auto& observation = observations[target.method.observe()];
-        if (target.method.observe() > 0 && observation.empty()) {
-            auto made = observed(target.method.observe());
+        const auto queries = target.method.observe();
+        const bool squared = target.method.observes_squares();
+        auto& observation = observations[{queries, squared}];
+        if (queries > 0 && observation.empty()) {
+            auto made = observed(queries, squared);
             if (!made) return tl::unexpected(made.error());
             observation = std::move(*made);
         }
         const bool keyed = target.method.needs_keys();
         if (keyed && keys.empty()) keys = keys_as_floats();
-        const auto keep = target.method.keep_layer(
-            layer_, observation, keyed ? std::span<const float>(keys) : std::span<const float>());
+        const auto keep = target.selection->next(
+            observation, keyed ? std::span<const float>(keys) : std::span<const float>());
         if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
             return filled;
         }
+        for (const auto& cut : target.selection->cuts()) {
+            for (std::size_t head = 0; head < cut.stay.size(); ++head) {
+                target.cache.keep(cut.layer, static_cast<std::int64_t>(head), cut.stay[head]);
+            }
+            if (auto fits = target.cache.fit(cut.layer, target.reserve); !fits) return fits;
+        }
+        if (layer_ + 1 == model_.hyper.shape.layers) target.selection.reset();
         if (target.archive) {
             std::vector<std::int32_t> every(size(tokens_));
             std::iota(every.begin(), every.end(), 0);

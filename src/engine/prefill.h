@@ -20,8 +20,9 @@ struct PrefillTarget {
     Method method;
     std::int64_t reserve = 0;  // free rows a head
     SequenceCache cache;
-    QueryLog log;                               // receives the last prompt query
-    std::optional<SequenceCache> archive = {};  // receives every row of the prompt, for recall
+    QueryLog log;                                   // receives the last prompt query
+    std::optional<SequenceCache> archive = {};      // receives every row of the prompt, for recall
+    std::optional<PromptSelection> selection = {};  // of `method`, while the prompt is read
 };
 
 // A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.
@@ -63,7 +64,7 @@ private:
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
-    Result<std::vector<float>> observed(std::int64_t queries);
+    Result<std::vector<float>> observed(std::int64_t queries, bool squared);
     std::vector<float> keys_as_floats() const;
     Result<void> compute_graph(ggml_cgraph* graph);
 

@@ -160,6 +160,7 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         plan.shape = shape_;
         plan.rows = {keys, {}, past_ + count_};
         plan.count = queries;
+        plan.squared = method_.observes_squares();
         plan.queries = static_cast<const float*>(q_->data) +
                        (count_ - queries) * shape_.dim_k * shape_.heads.query_heads;
         auto* node = observe(context.get(), plan);
@@ -225,8 +226,10 @@ bool recalls(const Method& method) {
     switch (method.recipe().score) {
         case ScoreStep::window_attention:
         case ScoreStep::layer_attention:
+        case ScoreStep::squared_attention:
         case ScoreStep::last_query:
         case ScoreStep::accumulated_attention:  // of the turn's queries
+        case ScoreStep::prefix_mass:            // the same
             return true;
         default:
             return false;

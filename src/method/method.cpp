@@ -110,21 +110,9 @@ std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
         case SelectStep::heavy_recent:
             return 2;
         case SelectStep::top_k:
-            return 1;
+            return 1 + recipe.protect;
     }
     return 0;
-}
-
-// Last rows of a head with `rows` rows in all that no score decides about.
-std::int64_t recent_rows(const Recipe& recipe, const MethodOptions& options, std::int64_t rows) {
-    switch (recipe.select) {
-        case SelectStep::heavy_recent:
-            return rows - rows / 2;
-        case SelectStep::top_k:
-            return 1;
-        default:
-            return options.window;
-    }
 }
 
 // Positions that have no value of their own, because they are kept in any case.
@@ -205,6 +193,7 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
             break;
         case AllocateStep::uniform:
         case AllocateStep::adaptive:  // its layers' totals; the heads are split in keep_layer
+        case AllocateStep::global:    // the sum of all
             return allocate_uniform(shape, rows, limit);
         case AllocateStep::pyramid:
             return allocate_pyramid(shape, rows, always_kept(options), options.pyramid_beta, limit);
@@ -234,17 +223,18 @@ Plan extend_to_budget(Plan plan, const Plan& unbounded) {
     return plan;
 }
 
-// The values [heads][positions] without those of the first `protect` positions: the rows that heads
+// The values [heads][positions] of the positions from `begin` to before `end`: the rows that heads
 // compete for. A copy.
-std::vector<float> unprotected(const std::vector<float>& values, std::int64_t heads,
-                               std::int64_t protect) {
+std::vector<float> competing(const std::vector<float>& values, std::int64_t heads,
+                             std::int64_t begin, std::int64_t end) {
     const std::int64_t positions = static_cast<std::int64_t>(values.size()) / heads;
-    const std::int64_t first = std::min(protect, positions);
+    const std::int64_t last = std::clamp<std::int64_t>(end, 0, positions);
+    const std::int64_t first = std::min(begin, last);
     std::vector<float> rest;
-    rest.reserve(static_cast<std::size_t>(heads * (positions - first)));
+    rest.reserve(static_cast<std::size_t>(heads * (last - first)));
     for (std::int64_t head = 0; head < heads; ++head) {
         const auto row = values.begin() + head * positions;
-        rest.insert(rest.end(), row + first, row + positions);
+        rest.insert(rest.end(), row + first, row + last);
     }
     return rest;
 }
@@ -267,6 +257,13 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     if (auto ok = check_options(config.options); !ok) return tl::unexpected(ok.error());
     if (auto ok = check_scores(**recipe, config.scores.get(), shape); !ok) {
         return tl::unexpected(ok.error());
+    }
+
+    if ((*recipe)->allocate == AllocateStep::global && config.layout != RowLayout()) {
+        return bad_input(
+            "{} lets the rows of all layers compete, which no layout in blocks can follow: use "
+            "--device cpu, without --layout",
+            (*recipe)->name);
     }
 
     Method method;
@@ -301,8 +298,10 @@ std::int64_t Method::observe() const {
     switch (recipe_->score) {
         case ScoreStep::window_attention:
         case ScoreStep::layer_attention:
+        case ScoreStep::squared_attention:
             return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
         case ScoreStep::accumulated_attention:
+        case ScoreStep::prefix_mass:
             return prompt_;
         case ScoreStep::last_query:
             return 1;
@@ -316,6 +315,8 @@ bool Method::needs_keys() const {
            (recipe_->score == ScoreStep::key_norm || recipe_->score == ScoreStep::key_difference);
 }
 
+bool Method::observes_squares() const { return recipe_->score == ScoreStep::squared_attention; }
+
 std::int64_t Method::observe_answer() const {
     if (recipe_->select == SelectStep::all || recipe_->select == SelectStep::sinks_recent) return 0;
     if (recipe_->score == ScoreStep::last_query) return 1;
@@ -324,7 +325,23 @@ std::int64_t Method::observe_answer() const {
 
 bool Method::rows_follow_prompt() const {
     return recipe_->allocate == AllocateStep::adaptive ||
+           recipe_->allocate == AllocateStep::global ||
            (recipe_->allocate == AllocateStep::head_importance && config_.options.mix > 0);
+}
+
+std::int64_t Method::recent_rows(std::int64_t rows) const {
+    switch (recipe_->select) {
+        case SelectStep::heavy_recent:
+            return rows - rows / 2;
+        case SelectStep::top_k:
+            return 1;
+        default:
+            return config_.options.window;
+    }
+}
+
+std::int64_t Method::protected_rows() const {
+    return std::max(config_.options.protect, recipe_->protect);
 }
 
 // [kv_heads][positions], positions = prompt less unscored().
@@ -344,6 +361,7 @@ std::vector<float> Method::values_of(std::int64_t layer, std::span<const float> 
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
             break;
         case ScoreStep::accumulated_attention:
+        case ScoreStep::prefix_mass:
         case ScoreStep::last_query:
             values = score_window(observed, shape_, prompt_, without, 1, options.pool,
                                   options.group_reduce);
@@ -352,10 +370,12 @@ std::vector<float> Method::values_of(std::int64_t layer, std::span<const float> 
             values = score_window(observed, shape_, prompt_, without, options.kernel, options.pool,
                                   options.group_reduce);
     }
-    if (recipe_->score == ScoreStep::last_query || recipe_->score == ScoreStep::layer_attention) {
+    if (recipe_->score == ScoreStep::last_query || recipe_->score == ScoreStep::layer_attention ||
+        recipe_->score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
     join_chunks(values, shape_.kv_heads, chunk_of(*recipe_, options));
+    if (recipe_->score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
     return values;
 }
 
@@ -367,9 +387,14 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
     std::vector<std::int64_t> rows(first, first + shape_.kv_heads);
     if (!rows_follow_prompt()) return rows;
     const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-    auto wanted =
-        allocate_adaptive(unprotected(values, shape_.kv_heads, options.protect), shape_.kv_heads,
-                          total, always_kept(options), options.floor, options.normalize);
+    const auto protect = protected_rows();
+    const auto recent = recent_rows(0);
+    // Without Ada-KV's floor and scaling where all layers would compete as they are.
+    const bool as_they_are = recipe_->allocate == AllocateStep::global;
+    const auto rivals = prompt_ - recent;  // the values of `top_k` go on to the last row
+    auto wanted = allocate_adaptive(
+        competing(values, shape_.kv_heads, protect, rivals), shape_.kv_heads, total,
+        recent + protect, as_they_are ? 0 : options.floor, !as_they_are && options.normalize);
     if (recipe_->allocate == AllocateStep::head_importance) {
         std::vector<double> amounts(rows.size());
         std::transform(rows.begin(), rows.end(), wanted.begin(), amounts.begin(),
@@ -403,9 +428,9 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
     for (std::size_t head = 0; head < heads; ++head) {
-        kept[head] = select_top_k_window(std::span(values).subspan(head * positions, positions),
-                                         prompt_, recent_rows(*recipe_, options, rows[head]),
-                                         rows[head], options.protect, scratch);
+        kept[head] =
+            select_top_k_window(std::span(values).subspan(head * positions, positions), prompt_,
+                                recent_rows(rows[head]), rows[head], protected_rows(), scratch);
     }
     return kept;
 }
@@ -427,8 +452,7 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
     auto values = score_window(observed, one_head, n, unscored(*recipe_, options),
                                pooled ? options.kernel : 1, options.pool, options.group_reduce);
     join_chunks(values, 1, chunk_of(*recipe_, options));
-    return select_top_k_window(values, n, recent_rows(*recipe_, options, rows), rows,
-                               options.protect);
+    return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
 }
 
 }  // namespace headkv

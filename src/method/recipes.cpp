@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
-#include <numeric>
 
 #include "headkv/method.h"
+#include "method/edit_distance.h"
 
 namespace headkv {
 namespace {
@@ -43,6 +43,11 @@ constexpr std::array kRecipes = {
            "Keeps the rows that all queries attended to most, and as many recent ones."},
     Recipe{"tova", ScoreStep::last_query, A::uniform, S::top_k, kF16, "", "2401.06104",
            "Keeps the rows that the last query attends to, the same in all heads of a layer."},
+    Recipe{"kv-compress", ScoreStep::squared_attention, A::global, S::top_k_window, kF16, "",
+           "2410.00161",
+           "Keeps the best rows of all layers and heads together, by squared window attention."},
+    Recipe{"prefixkv", ScoreStep::prefix_mass, A::global, S::top_k, kF16, "", "2412.03409",
+           "Keeps in every layer the fewest rows that hold the same share of the attention.", 1, 1},
     Recipe{"chunkkv", ScoreStep::layer_attention, A::uniform, S::top_k_window, kF16, "",
            "2502.00299",
            "As snapkv, with whole chunks of the text, the same in all heads of a layer.", 10},
@@ -56,22 +61,6 @@ constexpr std::array kRecipes = {
     Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
            "Keeps rows drawn by lot: what a method must beat."},
 };
-
-// Edits (insert, delete, replace) between two short names.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), std::size_t{0});
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({row[j] + 1, diagonal + 1, replaced});
-        }
-    }
-    return row.back();
-}
 
 std::string all_names() {
     std::string names;
@@ -155,6 +144,10 @@ std::string_view name_of(ScoreStep step) {
             return "last-query";
         case ScoreStep::layer_attention:
             return "layer-attention";
+        case ScoreStep::squared_attention:
+            return "squared-attention";
+        case ScoreStep::prefix_mass:
+            return "prefix-mass";
         case ScoreStep::key_norm:
             return "key-norm";
         case ScoreStep::key_difference:
@@ -179,6 +172,8 @@ std::string_view name_of(AllocateStep step) {
             return "head-importance";
         case AllocateStep::binary_heads:
             return "binary-heads";
+        case AllocateStep::global:
+            return "global";
     }
     return "?";
 }

@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 
 #include "headkv/method.h"
 
@@ -94,6 +95,25 @@ void share_values(std::span<float> values, std::int64_t heads) {
         for (std::size_t at = i; at < values.size(); at += n) sum += values[at];
         const auto mean = static_cast<float>(sum / static_cast<double>(heads));
         for (std::size_t at = i; at < values.size(); at += n) values[at] = mean;
+    }
+}
+
+void rank_by_prefix_mass(std::span<float> values, std::int64_t heads) {
+    const std::size_t n = values.size() / size(heads);
+    std::vector<std::size_t> order(n);
+    for (std::size_t begin = 0; begin < values.size(); begin += n) {
+        const auto row = values.subspan(begin, n);
+        for (float& value : row) value = value > 0 ? value : 0;  // a NaN holds nothing
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return row[a] > row[b]; });
+        const double all = std::accumulate(row.begin(), row.end(), 0.0);
+        double before = 0;
+        for (const std::size_t i : order) {
+            const double mass = row[i];
+            row[i] = all > 0 ? static_cast<float>(1 - before / all) : 0.0F;
+            before += mass;
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 // Methods of the field by hand: one small example each, and the steps that they bring.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
+#include <tuple>
 
 #include "method/naive.h"
 
@@ -59,6 +61,102 @@ TEST(FieldMethods, TovaKeepsOneSetInAllHeads) {
     const auto kept = keep("tova", 5, kObserved);
     EXPECT_EQ(kept[0], (Positions{0, 3, 4, 7, 9}));
     EXPECT_EQ(kept[1], kept[0]);
+}
+
+// Keep lists of all layers after the last one: [layers * kv_heads].
+std::vector<Positions> keep_layers(const std::string& method, double rows, const HeadShape& shape,
+                                   const std::vector<std::vector<float>>& observed,
+                                   const MethodOptions& options) {
+    MethodConfig config;
+    config.method = method;
+    config.budget.value = rows;
+    config.options = options;
+    const auto tokens = static_cast<std::int64_t>(observed[0].size()) / shape.query_heads;
+    PromptSelection selection(Method::create(config, shape, tokens, 1).value());
+    std::vector<Positions> kept;
+    for (const auto& layer : observed) {
+        for (auto& head : selection.next(layer)) kept.push_back(std::move(head));
+        naive::apply(selection.cuts(), shape.kv_heads, kept);
+    }
+    return kept;
+}
+
+TEST(FieldMethods, KvCompressLetsAllLayersCompete) {
+    MethodOptions options;
+    options.window = 2;
+    options.kernel = 1;
+    // Two layers of one head, six tokens of which the last two are the window: 2 x 4 rows are 4
+    // beyond the windows, and the best four of all are three of the second layer, one of the first.
+    const auto kept =
+        keep_layers("kv-compress", 4, {2, 1, 1}, {{1, 5, 2, 3, 0, 0}, {7, 4, 6, 0, 0, 0}}, options);
+    EXPECT_EQ(kept[0], (Positions{1, 4, 5}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 4, 5}));
+    MethodConfig config;
+    config.method = "kv-compress";
+    EXPECT_TRUE(Method::create(config, kTwoHeads, 1000, 1).value().observes_squares());
+}
+
+TEST(FieldMethods, PrefixKvKeepsTheSameMassInAllLayers) {
+    // Of 100 each; without the first and the last row, which stay: 40 20 10 5 and 15 15 15 15. Five
+    // rows are left for those with the least before them: 0 40 75 95 and 25 40 55 70.
+    const auto kept = keep_layers("prefixkv", 4.5, {2, 1, 1},
+                                  {{15, 40, 20, 10, 5, 10}, {25, 15, 15, 15, 15, 15}}, {});
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 5}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 3, 5}));
+}
+
+TEST(FieldMethods, GlobalSelectionEqualsSortingAllRowsAtOnce) {
+    constexpr HeadShape kShape{7, 6, 3};
+    constexpr std::int64_t kLong = 203, kWindow = 5, kProtect = 3;
+    MethodOptions options;
+    options.window = kWindow;
+    options.protect = kProtect;
+    options.kernel = 1;
+    std::vector<std::vector<float>> observed;
+    for (std::uint32_t layer = 0; layer < 7; ++layer) {
+        auto& values = observed.emplace_back(naive::random_values(6 * kLong, layer));
+        // Layers of unlike weight, and few different values, so that many tie.
+        for (float& value : values)
+            value = std::round(value * 8) * static_cast<float>(1 + layer % 3);
+    }
+    for (const double rows : {8.0, 9.1, 40.0, 120.7, 202.9}) {
+        const auto kept = keep_layers("kv-compress", rows, kShape, observed, options);
+        using Row = std::tuple<double, std::int64_t, std::size_t>;  // -value, position, head of all
+        std::vector<Row> all;
+        for (std::size_t layer = 0; layer < 7; ++layer) {
+            const auto values = naive::score(observed[layer], kShape, kLong, kWindow, 1, Pool::avg,
+                                             GroupReduce::mean);
+            for (std::size_t i = 0; i < values.size(); ++i) {
+                const auto position = static_cast<std::int64_t>(i) % (kLong - kWindow);
+                if (position < kProtect) continue;
+                all.emplace_back(-values[i], position, layer * 3 + i / (kLong - kWindow));
+            }
+        }
+        std::sort(all.begin(), all.end());
+        const auto total = std::llround(rows * 21) - 21 * (kWindow + kProtect);
+        std::vector<std::set<std::int32_t>> expected(21);
+        for (auto& head : expected) {
+            for (std::int32_t i = 0; i < kProtect; ++i) head.insert(i);
+            for (std::int32_t i = kLong - kWindow; i < kLong; ++i) head.insert(i);
+        }
+        for (std::int64_t i = 0; i < total; ++i) {
+            const auto& [value, position, head] = all[static_cast<std::size_t>(i)];
+            expected[head].insert(static_cast<std::int32_t>(position));
+        }
+        for (std::size_t head = 0; head < 21; ++head) {
+            EXPECT_EQ(kept[head], Positions(expected[head].begin(), expected[head].end()))
+                << rows << " " << head;
+        }
+    }
+}
+
+TEST(FieldMethods, RowsOfAllLayersFitNoBlocks) {
+    MethodConfig config;
+    config.method = "prefixkv";
+    config.layout = {256, 2};
+    const auto refused = Method::create(config, kTwoHeads, 1000, 1);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
 }
 
 TEST(FieldMethods, ChunkKvKeepsWholeChunksInAllHeads) {

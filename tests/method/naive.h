@@ -32,6 +32,21 @@ inline HeadScores random_scores(const HeadShape& shape, std::uint32_t seed) {
     return scores;
 }
 
+// What a cache does with the rows that a selection takes back: kept [layers so far * kv_heads].
+inline void apply(const std::vector<PromptSelection::Cut>& cuts, std::int64_t heads,
+                  std::vector<std::vector<std::int32_t>>& kept) {
+    for (const auto& cut : cuts) {
+        for (std::size_t head = 0; head < cut.stay.size(); ++head) {
+            auto& rows = kept[static_cast<std::size_t>(cut.layer * heads) + head];
+            std::vector<std::int32_t> left;
+            for (const auto index : cut.stay[head]) {
+                left.push_back(rows.at(static_cast<std::size_t>(index)));
+            }
+            rows = std::move(left);
+        }
+    }
+}
+
 // observed [query_heads][n] -> [kv_heads][n - window]
 inline std::vector<double> score(const std::vector<float>& observed, const HeadShape& shape,
                                  std::int64_t n, std::int64_t window, std::int64_t kernel,

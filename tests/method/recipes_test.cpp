@@ -41,11 +41,13 @@ std::vector<float> some_keys(const Method& method, std::int64_t prompt, std::uin
 
 Kept keep_all(const Method& method, std::int64_t prompt) {
     Kept kept;
+    PromptSelection selection(method);
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
         const auto seed = static_cast<std::uint32_t>(layer + 100);
         const auto observed = observation(method, prompt, seed);
         const auto keys = some_keys(method, prompt, seed + 50);
-        for (auto& head : method.keep_layer(layer, observed, keys)) kept.push_back(std::move(head));
+        for (auto& head : selection.next(observed, keys)) kept.push_back(std::move(head));
+        naive::apply(selection.cuts(), kShape.kv_heads, kept);
     }
     return kept;
 }
@@ -262,7 +264,9 @@ TEST_P(EveryRecipe, ReselectionRanksAsPrefillDoes) {
     // The rows of head 1 of a layer, put to the decode-time selection with the same observation.
     const Method method = make(64);
     if (method.observe() == 0) GTEST_SKIP() << "no observation";
-    if (GetParam().score == ScoreStep::last_query || GetParam().score == ScoreStep::layer_attention)
+    if (GetParam().score == ScoreStep::last_query ||
+        GetParam().score == ScoreStep::layer_attention ||
+        GetParam().score == ScoreStep::prefix_mass)
         GTEST_SKIP() << "the prompt's rows are those of the layer, the answer's those of the head";
     const auto observed = observation(method, kPrompt, 9);
     const auto kept = method.keep_layer(2, observed)[1];
@@ -302,10 +306,11 @@ TEST_P(EveryRecipe, HasALineForTheReader) {
 TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
     std::vector<std::string_view> names;
     for (const Recipe& recipe : recipes()) names.push_back(recipe.name);
-    EXPECT_EQ(names, (std::vector<std::string_view>{
-                         "full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv", "headkv-r",
-                         "headkv-r2", "headkv-task", "headkv-icl", "headkv-causal", "h2o", "tova",
-                         "chunkkv", "duo-attention", "keydiff", "knorm", "random"}));
+    EXPECT_EQ(names,
+              (std::vector<std::string_view>{
+                  "full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv", "headkv-r", "headkv-r2",
+                  "headkv-task", "headkv-icl", "headkv-causal", "h2o", "tova", "kv-compress",
+                  "prefixkv", "chunkkv", "duo-attention", "keydiff", "knorm", "random"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {

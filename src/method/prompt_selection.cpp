@@ -1,0 +1,112 @@
+// The selection of one prompt; rows of all layers compete where the recipe allocates globally.
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+#include "headkv/method.h"
+#include "method/top_k.h"
+
+namespace headkv {
+
+PromptSelection::PromptSelection(Method method)
+    : method_(std::move(method)),
+      recent_(std::min(method_.prompt_, method_.recent_rows(0))),
+      protect_(std::min(method_.prompt_ - recent_, method_.protected_rows())) {}
+
+std::vector<std::vector<std::int32_t>> PromptSelection::next(std::span<const float> observed,
+                                                             std::span<const float> keys) {
+    cuts_.clear();
+    const std::int64_t layer = layer_++;
+    if (method_.full_ || method_.recipe_->allocate != AllocateStep::global) {
+        return method_.keep_layer(layer, observed, keys);
+    }
+    const auto heads = static_cast<std::size_t>(method_.shape_.kv_heads);
+    const std::int64_t n = method_.prompt_;
+    const auto values = method_.values_of(layer, observed, keys);
+    const std::size_t positions = values.size() / heads;
+    layers_.emplace_back(heads);
+    for (std::size_t head = 0; head < heads; ++head) {
+        auto& rivals = layers_.back()[head];
+        rivals.reserve(static_cast<std::size_t>(n - recent_ - protect_));
+        for (std::int64_t position = protect_; position < n - recent_; ++position) {
+            const float value = values[head * positions + static_cast<std::size_t>(position)];
+            rivals.push_back({lowest_if_nan(value), static_cast<std::int32_t>(position)});
+        }
+    }
+    const Plan& plan = method_.plan_;
+    keep_best(plan.total() - plan.layers * plan.heads * (recent_ + protect_));
+
+    std::vector<std::vector<std::int32_t>> kept(heads);
+    for (std::size_t head = 0; head < heads; ++head) {
+        for (std::int64_t i = 0; i < protect_; ++i) {
+            kept[head].push_back(static_cast<std::int32_t>(i));
+        }
+        for (const Rival& rival : layers_.back()[head]) kept[head].push_back(rival.position);
+        for (std::int64_t i = n - recent_; i < n; ++i) {
+            kept[head].push_back(static_cast<std::int32_t>(i));
+        }
+    }
+    return kept;
+}
+
+// Drops all rivals but the `count` best, and says in cuts_ which of the earlier layers lost some.
+// Ties: lower position, then lower layer and head. That is one order of all rows, so a row that was
+// dropped would never have come back.
+void PromptSelection::keep_best(std::int64_t count) {
+    std::vector<float> all, scratch;
+    for (const auto& layer : layers_) {
+        for (const auto& head : layer) {
+            for (const Rival& rival : head) all.push_back(rival.value);
+        }
+    }
+    if (static_cast<std::int64_t>(all.size()) <= count) return;
+    const Threshold threshold = top_k_threshold(all, count, scratch);
+
+    // Of the rows that are as good as the last one that stays, those up to this one stay.
+    using Place = std::tuple<std::int32_t, std::size_t, std::size_t>;  // position, layer, head
+    std::vector<Place> tied;
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+        for (std::size_t head = 0; head < layers_[layer].size(); ++head) {
+            for (const Rival& rival : layers_[layer][head]) {
+                if (rival.value == threshold.value) tied.emplace_back(rival.position, layer, head);
+            }
+        }
+    }
+    const auto ties = static_cast<std::ptrdiff_t>(threshold.ties);
+    if (ties > 0) std::nth_element(tied.begin(), tied.begin() + (ties - 1), tied.end());
+    const auto stays = [&](const Rival& rival, std::size_t layer, std::size_t head) {
+        if (rival.value != threshold.value) return rival.value > threshold.value;
+        return ties > 0 && Place(rival.position, layer, head) <= tied[threshold.ties - 1];
+    };
+
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+        const bool earlier = layer + 1 < layers_.size();
+        bool lost = false;
+        Cut cut{static_cast<std::int64_t>(layer), {}};
+        for (std::size_t head = 0; head < layers_[layer].size(); ++head) {
+            auto& rivals = layers_[layer][head];
+            const std::int64_t before = std::ssize(rivals);
+            std::vector<std::int32_t> stay;
+            for (std::int64_t i = 0; earlier && i < protect_; ++i) {
+                stay.push_back(static_cast<std::int32_t>(i));
+            }
+            std::size_t left = 0;
+            for (std::size_t i = 0; i < rivals.size(); ++i) {
+                if (!stays(rivals[i], layer, head)) continue;
+                rivals[left++] = rivals[i];
+                if (earlier)
+                    stay.push_back(static_cast<std::int32_t>(protect_) +
+                                   static_cast<std::int32_t>(i));
+            }
+            rivals.resize(left);
+            for (std::int64_t i = 0; earlier && i < recent_; ++i) {
+                stay.push_back(static_cast<std::int32_t>(protect_ + before + i));
+            }
+            lost = lost || std::ssize(rivals) < before;
+            cut.stay.push_back(std::move(stay));
+        }
+        if (earlier && lost) cuts_.push_back(std::move(cut));
+    }
+}
+
+}  // namespace headkv
