@@ -206,7 +206,8 @@ TEST_F(DeviceMemoryOption, BenchSaysThePeak) {
         call({"bench", "-m", model(), "-t", "1", "--stock-ops", "--depth", "40", "--methods",
               "full,snapkv", "--rows", "32", "-n", "2", "--repeat", "1", "--json", "-"});
     expect_done(ran);
-    for (const Json& result : Json::parse(ran.out)["results"]) {
+    const Json report = Json::parse(ran.out);
+    for (const Json& result : report["results"]) {
         EXPECT_GT(result["device_peak_bytes"], result["kv_bytes_allocated"]);
     }
 }
