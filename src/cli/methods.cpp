@@ -24,7 +24,7 @@ ordered_json options_of(const Recipe& recipe) {
     const bool pyramid = recipe.allocate == AllocateStep::pyramid;
     const ordered_json defaults = {
         {"window", d.window},
-        {"protect", d.protect},
+        {"protect", recipe.protect},
         {"observe", d.observe},
         {"kernel", d.kernel},
         {"pool", name_of(d.pool)},

@@ -76,7 +76,8 @@ void PromptSelection::keep_best(std::int64_t count) {
     if (ties > 0) std::nth_element(tied.begin(), tied.begin() + (ties - 1), tied.end());
     const auto stays = [&](const Rival& rival, std::size_t layer, std::size_t head) {
         if (rival.value != threshold.value) return rival.value > threshold.value;
-        return ties > 0 && Place(rival.position, layer, head) <= tied[threshold.ties - 1];
+        return ties > 0 &&
+               Place(rival.position, layer, head) <= tied[static_cast<std::size_t>(ties - 1)];
     };
 
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -94,9 +95,8 @@ void PromptSelection::keep_best(std::int64_t count) {
             for (std::size_t i = 0; i < rivals.size(); ++i) {
                 if (!stays(rivals[i], layer, head)) continue;
                 rivals[left++] = rivals[i];
-                if (earlier)
-                    stay.push_back(static_cast<std::int32_t>(protect_) +
-                                   static_cast<std::int32_t>(i));
+                if (!earlier) continue;
+                stay.push_back(static_cast<std::int32_t>(protect_ + static_cast<std::int64_t>(i)));
             }
             rivals.resize(left);
             for (std::int64_t i = 0; earlier && i < recent_; ++i) {
