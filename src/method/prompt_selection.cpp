@@ -1,6 +1,5 @@
 // The selection of one prompt; rows of all layers compete where the recipe allocates globally.
 #include <algorithm>
-#include <numeric>
 #include <tuple>
 
 #include "headkv/method.h"
