@@ -122,6 +122,14 @@ bool Compute::takes(const ggml_tensor* attended) const {
 
 ggml_tensor* Compute::attend(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
                              ggml_tensor* values, ggml_tensor* mask, float scale) const {
+    if (queries->ne[1] == 1 && mask->ne[1] == 1) {
+        // ggml's CUDA backend (0.20.2) looks for the end of what a mask shows in blocks of up to
+        // eight rows of queries, whether there are so many or not: behind a lone row it read the
+        // next column's, behind the last column other memory, and failed where there was none. With
+        // a stride of nothing it reads the lone row again.
+        mask = ggml_view_4d(context, mask, mask->ne[0], 1, mask->ne[2], mask->ne[3], 0, mask->nb[2],
+                            mask->nb[3], 0);
+    }
     const auto attention = [&](ggml_tensor* k, ggml_tensor* v) {
         auto* made = ggml_flash_attn_ext(context, queries, k, v, mask, scale, 0.0F, 0.0F);
         ggml_flash_attn_ext_set_prec(made, GGML_PREC_F32);

@@ -42,7 +42,7 @@ public:
 
     // ggml_flash_attn_ext with f32 sums. ggml's CUDA kernels take keys and values of one type, or
     // no quantised ones at all: rows that the backend does not take as they are become f16 first,
-    // in the graph. Seven nodes at most.
+    // in the graph. Eight nodes at most.
     ggml_tensor* attend(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
                         ggml_tensor* values, ggml_tensor* mask, float scale) const;
 
