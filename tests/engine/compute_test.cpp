@@ -96,6 +96,8 @@ TEST_P(Attend, IsThePlainOne) {
     constexpr float scale = 0.125F;
     auto* attended = (*compute)->attend(c, q, k, v, mask, scale);
     EXPECT_TRUE(ggml_backend_supports_op(backend, attended));
+    // No row behind a lone one may be read: see Compute::attend.
+    EXPECT_EQ(attended->src[3]->nb[1], 0U);
     // Equal types go as they are; else both are f16. Another device decides for itself.
     if (device == nullptr) {
         EXPECT_EQ(attended->src[1]->type, type_k == type_v ? type_k : GGML_TYPE_F16);
