@@ -159,6 +159,25 @@ struct Plan {
     std::int64_t total() const;
 };
 
+// What a selection looks at in each layer of a prompt. An engine computes what some method asks
+// for, once a layer for all of them.
+struct LayerNeeds {
+    std::int64_t queries = 0;  // last prompt queries whose attention is observed; 0: none
+    bool squares = false;      // the squares of that attention
+    bool keys = false, values = false;
+    bool operator==(const LayerNeeds&) const = default;
+};
+
+// What was seen in one layer of a prompt of n tokens, f32. What needs() does not ask for may be
+// empty.
+struct LayerView {
+    // [query_heads][n]: attention of the last LayerNeeds::queries queries (softmax over all keys,
+    // causal inside the window), or its squares, mean over those queries.
+    std::span<const float> observed = {};
+    std::span<const float> keys = {};    // [kv_heads][n][dim_k], after RoPE
+    std::span<const float> values = {};  // [kv_heads][n][dim_v]
+};
+
 // A recipe bound to a model shape and a prompt length: the pure function that the engine calls once
 // per layer. Holds no device state; all buffers are host f32.
 class Method {
@@ -177,26 +196,20 @@ public:
     const Plan& plan() const { return plan_; }
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
-    // Last prompt queries whose attention is needed; 0: none. Accumulated attention needs them all.
-    std::int64_t observe() const;
-    bool needs_keys() const;        // whether keep_layer() wants the layer's keys
-    bool observes_squares() const;  // whether it wants squared attention
-    // The same for a re-selection while decoding, which a prompt below the budget may need, too:
+    // What keep_layer() looks at; nothing where runs_as_full(). Accumulated attention needs the
+    // queries of the whole prompt.
+    LayerNeeds needs() const;
+    // Queries for a re-selection while decoding, which a prompt below the budget may need, too:
     // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
     // Whether the rows of a head are only known once a prompt has been read.
     bool rows_follow_prompt() const;
 
     // Keep lists of one layer after prefill: [kv_heads] sorted positions.
-    // `observed` [query_heads][prompt_tokens] f32: attention of the last observe() queries (softmax
-    // over all keys, causal inside the window), or its squares, mean over those queries. Empty if
-    // observe() is 0.
-    // `keys` [kv_heads][prompt_tokens][head_dim] f32, empty unless needs_keys().
     // Global allocation: the heads of this layer compete for its share of the budget alone;
     // PromptSelection has all layers compete.
     std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
-                                                      std::span<const float> observed,
-                                                      std::span<const float> keys = {}) const;
+                                                      const LayerView& view) const;
 
     // Rows that a head may hold after a re-selection while decoding, however long the answer.
     // keep_layer never exceeds it and, over all heads, it sums to the budget exactly: the plan of
@@ -212,8 +225,7 @@ public:
 
 private:
     friend class PromptSelection;
-    std::vector<float> values_of(std::int64_t layer, std::span<const float> observed,
-                                 std::span<const float> keys) const;
+    std::vector<float> values_of(std::int64_t layer, const LayerView& view) const;
     // Rows of a head that no score decides about: the last of `rows` in all, and the first.
     std::int64_t recent_rows(std::int64_t rows) const;
     std::int64_t protected_rows() const;
@@ -239,8 +251,7 @@ public:
     explicit PromptSelection(Method method);
 
     // Keep lists of the next layer, as Method::keep_layer() takes and gives them.
-    std::vector<std::vector<std::int32_t>> next(std::span<const float> observed,
-                                                std::span<const float> keys = {});
+    std::vector<std::vector<std::int32_t>> next(const LayerView& view);
 
     // Rows that next() has taken back in an earlier layer, [kv_heads]: sorted indices of those that
     // stay, into the rows held so far.

@@ -203,7 +203,7 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     use.rows = plan.total();
     use.rows_mean = as_double(use.rows) / as_double(plan.layers * plan.heads);
     use.plan_bytes = use.rows * bytes;
-    use.observed = method->observe();
+    use.observed = method->needs().queries;
     use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
                     model.head_dim_k * kF16;
     use.shared = !method->rows_follow_prompt();

@@ -209,15 +209,19 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
 
 Result<void> DeviceEngine::supports(const Method& method) {
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
-    if (method.needs_keys()) {
-        return bad_input("{} looks at keys, which stay on the device: use --device cpu",
-                         method.recipe().name);
+    const auto needs = method.needs();
+    // Squares would be computed there if some method that runs there looked at them.
+    if (needs != LayerNeeds{.queries = needs.queries}) {
+        return bad_input(
+            "{} looks at more than attention, and rows stay on the device: use "
+            "--device cpu",
+            method.recipe().name);
     }
-    if (method.observe() > kMostObserved) {
+    if (needs.queries > kMostObserved) {
         return bad_input(
             "{} looks at the attention of {} queries, a device computes at most {} of a prompt: "
             "use --device cpu",
-            method.recipe().name, method.observe(), kMostObserved);
+            method.recipe().name, needs.queries, kMostObserved);
     }
     return {};
 }

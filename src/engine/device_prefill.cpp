@@ -55,7 +55,7 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
     window_ = 1;
     std::vector<std::int64_t> counts;
     for (const auto& target : targets_) {
-        const auto queries = target.method.observe();
+        const auto queries = target.method.needs().queries;
         window_ = std::max(window_, queries);
         if (queries > 0 && std::find(counts.begin(), counts.end(), queries) == counts.end()) {
             counts.push_back(queries);
@@ -302,11 +302,11 @@ Result<void> DevicePrefill::compress() {
     for (auto& target : targets_) {
         std::span<const float> observed;
         for (const Seen& seen : seen_) {
-            if (seen.queries != target.method.observe()) continue;
+            if (seen.queries != target.method.needs().queries) continue;
             observed = {static_cast<const float*>(seen.host->data),
                         size(ggml_nelements(seen.host))};
         }
-        auto keep = target.method.keep_layer(pending_, observed);
+        auto keep = target.method.keep_layer(pending_, {.observed = observed});
         if (auto done = compact(target, keep); !done) return done;
         for (auto& list : keep) target.kept.push_back(std::move(list));
     }

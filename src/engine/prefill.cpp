@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
+
+#include "engine/layer_views.h"
 
 namespace headkv {
 
@@ -45,7 +46,7 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     window_ = 1;
     for (auto& target : targets_) {
         target.selection.emplace(target.method);
-        window_ = std::max(window_, std::min(tokens_, target.method.observe()));
+        window_ = std::max(window_, std::min(tokens_, target.method.needs().queries));
     }
     context_ = make_context(16);
     auto* c = context_.get();
@@ -168,53 +169,17 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     return compute_graph(graph);
 }
 
-// Mean attention of the last `queries` tokens, or of its squares, [query_heads][tokens].
-Result<std::vector<float>> Prefill::observed(std::int64_t queries, bool squared) {
-    const auto context = make_context(kMostNodes);
-    Observation plan;
-    plan.shape = shape_;
-    plan.rows = {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))}, {}, tokens_};
-    plan.count = std::min(queries, tokens_);
-    plan.squared = squared;
-    plan.queries =
-        static_cast<const float*>(queries_->data) + (window_ - plan.count) * queries_->ne[0];
-    auto* node = observe(context.get(), plan);
-    auto* graph = ggml_new_graph_custom(context.get(), size(kMostNodes), false);
-    ggml_build_forward_expand(graph, node);
-    if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
-    std::vector<float> result(size(ggml_nelements(node)));
-    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
-    return result;
-}
-
-// The layer's keys in f32, [kv_heads][tokens][dim_k]. A copy.
-std::vector<float> Prefill::keys_as_floats() const {
-    std::vector<float> keys(size(ggml_nelements(keys_)));
-    kernels::best().to_float(static_cast<const Half*>(keys_->data), keys.data(),
-                             ggml_nelements(keys_));
-    return keys;
-}
-
 Result<void> Prefill::compress_layer() {
     const LayerRows rows{{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
                          {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
                          tokens_};
-    // Configurations that look at the same queries share one observation.
-    std::map<std::pair<std::int64_t, bool>, std::vector<float>> observations;
-    std::vector<float> keys;  // of this layer, once a method asks for them
+    LayerViews views(
+        {shape_, rows, {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))}},
+        [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
-        const auto queries = target.method.observe();
-        const bool squared = target.method.observes_squares();
-        auto& observation = observations[{queries, squared}];
-        if (queries > 0 && observation.empty()) {
-            auto made = observed(queries, squared);
-            if (!made) return tl::unexpected(made.error());
-            observation = std::move(*made);
-        }
-        const bool keyed = target.method.needs_keys();
-        if (keyed && keys.empty()) keys = keys_as_floats();
-        const auto keep = target.selection->next(
-            observation, keyed ? std::span<const float>(keys) : std::span<const float>());
+        const auto view = views.of(target.method.needs());
+        if (!view) return tl::unexpected(view.error());
+        const auto keep = target.selection->next(*view);
         if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
             return filled;
         }

@@ -64,8 +64,6 @@ private:
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
-    Result<std::vector<float>> observed(std::int64_t queries, bool squared);
-    std::vector<float> keys_as_floats() const;
     Result<void> compute_graph(ggml_cgraph* graph);
 
     const Compute& compute_;

@@ -152,7 +152,7 @@ void Turn::archive_rows(std::int64_t layer) {
 
 Result<KeepLists> Turn::select(std::int64_t layer) {
     std::vector<float> observed;
-    const auto queries = std::min(method_.observe(), count_);
+    const auto queries = std::min(method_.needs().queries, count_);
     if (queries > 0) {
         const auto keys = keys_of(*state_.archive, layer, past_ + count_);
         const auto context = make_context(kMostNodes);
@@ -160,7 +160,7 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         plan.shape = shape_;
         plan.rows = {keys, {}, past_ + count_};
         plan.count = queries;
-        plan.squared = method_.observes_squares();
+        plan.squared = method_.needs().squares;
         plan.queries = static_cast<const float*>(q_->data) +
                        (count_ - queries) * shape_.dim_k * shape_.heads.query_heads;
         auto* node = observe(context.get(), plan);
@@ -170,7 +170,7 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         observed.resize(size(ggml_nelements(node)));
         ggml_backend_tensor_get(node, observed.data(), 0, ggml_nbytes(node));
     }
-    return method_.keep_layer(layer, observed);
+    return method_.keep_layer(layer, {.observed = observed});
 }
 
 Result<void> Turn::attend(std::int64_t layer) {

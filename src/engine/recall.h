@@ -28,7 +28,7 @@ Result<void> archive_newest(PrefillTarget& state, std::int64_t count);
 
 // Reads a turn behind the `past` tokens of a sequence with an archive. Its tokens attend to all
 // rows of the archive, as a prompt's do to the whole prompt. In each layer the turn's last
-// method.observe() queries are scored against all rows, the turn's included, and `method`
+// method.needs().queries are scored against all rows, the turn's included, and `method`
 // (method_of_turn's) selects. Once the turn has been read, the cache's rows are rebuilt from the
 // archive: those of the plan, exactly. Returns the logits after the turn's last token,
 // [vocabulary]. Error (failure): out of memory; the sequence can then only be released.

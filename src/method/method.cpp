@@ -292,30 +292,35 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     return method;
 }
 
-std::int64_t Method::observe() const {
-    if (full_) return 0;
+LayerNeeds Method::needs() const {
+    LayerNeeds needs;
+    if (full_) return needs;
     const MethodOptions& options = config_.options;
     switch (recipe_->score) {
+        case ScoreStep::squared_attention:
+            needs.squares = true;
+            [[fallthrough]];
         case ScoreStep::window_attention:
         case ScoreStep::layer_attention:
-        case ScoreStep::squared_attention:
-            return std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+            needs.queries =
+                std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+            break;
         case ScoreStep::accumulated_attention:
         case ScoreStep::prefix_mass:
-            return prompt_;
+            needs.queries = prompt_;
+            break;
         case ScoreStep::last_query:
-            return 1;
+            needs.queries = 1;
+            break;
+        case ScoreStep::key_norm:
+        case ScoreStep::key_difference:
+            needs.keys = true;
+            break;
         default:
-            return 0;
+            break;
     }
+    return needs;
 }
-
-bool Method::needs_keys() const {
-    return !full_ &&
-           (recipe_->score == ScoreStep::key_norm || recipe_->score == ScoreStep::key_difference);
-}
-
-bool Method::observes_squares() const { return recipe_->score == ScoreStep::squared_attention; }
 
 std::int64_t Method::observe_answer() const {
     if (recipe_->select == SelectStep::all || recipe_->select == SelectStep::sinks_recent) return 0;
@@ -345,17 +350,16 @@ std::int64_t Method::protected_rows() const {
 }
 
 // [kv_heads][positions], positions = prompt less unscored().
-std::vector<float> Method::values_of(std::int64_t layer, std::span<const float> observed,
-                                     std::span<const float> keys) const {
+std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) const {
     const MethodOptions& options = config_.options;
     const auto without = unscored(*recipe_, options);
     std::vector<float> values;
     switch (recipe_->score) {
         case ScoreStep::key_norm:
-            values = score_key_norm(keys, shape_.kv_heads, prompt_);
+            values = score_key_norm(view.keys, shape_.kv_heads, prompt_);
             break;
         case ScoreStep::key_difference:
-            values = score_key_difference(keys, shape_.kv_heads, prompt_);
+            values = score_key_difference(view.keys, shape_.kv_heads, prompt_);
             break;
         case ScoreStep::random:
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
@@ -363,12 +367,12 @@ std::vector<float> Method::values_of(std::int64_t layer, std::span<const float> 
         case ScoreStep::accumulated_attention:
         case ScoreStep::prefix_mass:
         case ScoreStep::last_query:
-            values = score_window(observed, shape_, prompt_, without, 1, options.pool,
+            values = score_window(view.observed, shape_, prompt_, without, 1, options.pool,
                                   options.group_reduce);
             break;
         default:
-            values = score_window(observed, shape_, prompt_, without, options.kernel, options.pool,
-                                  options.group_reduce);
+            values = score_window(view.observed, shape_, prompt_, without, options.kernel,
+                                  options.pool, options.group_reduce);
     }
     if (recipe_->score == ScoreStep::last_query || recipe_->score == ScoreStep::layer_attention ||
         recipe_->score == ScoreStep::prefix_mass) {
@@ -408,8 +412,7 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
 }
 
 std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
-                                                          std::span<const float> observed,
-                                                          std::span<const float> keys) const {
+                                                          const LayerView& view) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);
     if (full_) return {heads, all_positions(prompt_)};
 
@@ -423,7 +426,7 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
         return kept;
     }
 
-    const auto values = values_of(layer, observed, keys);
+    const auto values = values_of(layer, view);
     const auto rows = rows_of_layer(layer, values);
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;

@@ -12,16 +12,15 @@ PromptSelection::PromptSelection(Method method)
       recent_(std::min(method_.prompt_, method_.recent_rows(0))),
       protect_(std::min(method_.prompt_ - recent_, method_.protected_rows())) {}
 
-std::vector<std::vector<std::int32_t>> PromptSelection::next(std::span<const float> observed,
-                                                             std::span<const float> keys) {
+std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& view) {
     cuts_.clear();
     const std::int64_t layer = layer_++;
     if (method_.full_ || method_.recipe_->allocate != AllocateStep::global) {
-        return method_.keep_layer(layer, observed, keys);
+        return method_.keep_layer(layer, view);
     }
     const auto heads = static_cast<std::size_t>(method_.shape_.kv_heads);
     const std::int64_t n = method_.prompt_;
-    const auto values = method_.values_of(layer, observed, keys);
+    const auto values = method_.values_of(layer, view);
     const std::size_t positions = values.size() / heads;
     layers_.emplace_back(heads);
     for (std::size_t head = 0; head < heads; ++head) {

@@ -30,7 +30,7 @@ std::vector<Positions> keep(const std::string& method, double rows,
     config.scores = std::make_shared<const HeadScores>(scores);
     const auto made = Method::create(config, kTwoHeads, kTokens, 1);
     if (!made) throw std::runtime_error(made.error().message);
-    return made->keep_layer(0, observed, keys);
+    return made->keep_layer(0, {.observed = observed, .keys = keys});
 }
 
 // clang-format off
@@ -49,7 +49,7 @@ TEST(FieldMethods, H2oLooksAtAllQueriesTovaAtTheLast) {
         MethodConfig config;
         config.method = name;
         config.budget.value = 5;
-        return Method::create(config, kTwoHeads, kTokens, 1).value().observe();
+        return Method::create(config, kTwoHeads, kTokens, 1).value().needs().queries;
     };
     EXPECT_EQ(observe("h2o"), kTokens);
     EXPECT_EQ(observe("tova"), 1);
@@ -75,7 +75,7 @@ std::vector<Positions> keep_layers(const std::string& method, double rows, const
     PromptSelection selection(Method::create(config, shape, tokens, 1).value());
     std::vector<Positions> kept;
     for (const auto& layer : observed) {
-        for (auto& head : selection.next(layer)) kept.push_back(std::move(head));
+        for (auto& head : selection.next({.observed = layer})) kept.push_back(std::move(head));
         naive::apply(selection.cuts(), shape.kv_heads, kept);
     }
     return kept;
@@ -93,7 +93,7 @@ TEST(FieldMethods, KvCompressLetsAllLayersCompete) {
     EXPECT_EQ(kept[1], (Positions{0, 1, 2, 4, 5}));
     MethodConfig config;
     config.method = "kv-compress";
-    EXPECT_TRUE(Method::create(config, kTwoHeads, 1000, 1).value().observes_squares());
+    EXPECT_TRUE(Method::create(config, kTwoHeads, 1000, 1).value().needs().squares);
 }
 
 TEST(FieldMethods, PrefixKvKeepsTheSameMassInAllLayers) {

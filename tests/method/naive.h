@@ -32,6 +32,28 @@ inline HeadScores random_scores(const HeadShape& shape, std::uint32_t seed) {
     return scores;
 }
 
+// What a method asks for of one layer, filled by `make(size, seed)`.
+struct SomeLayer {
+    static constexpr std::int64_t kDim = 4;
+    template <class Make>
+    SomeLayer(const LayerNeeds& needs, const HeadShape& shape, std::int64_t n, Make make) {
+        const auto fill = [&](bool needed, std::vector<float>& to, std::int64_t size) {
+            if (needed) to = make(static_cast<std::size_t>(size));
+        };
+        fill(needs.queries > 0, observed, shape.query_heads * n);
+        fill(needs.keys, keys, shape.kv_heads * n * kDim);
+        fill(needs.values, values, shape.kv_heads * n * kDim);
+    }
+    LayerView view() const { return {.observed = observed, .keys = keys, .values = values}; }
+
+    std::vector<float> observed, keys, values;
+};
+
+inline SomeLayer random_layer(const LayerNeeds& needs, const HeadShape& shape, std::int64_t n,
+                              std::uint32_t seed) {
+    return {needs, shape, n, [&](std::size_t size) { return random_values(size, seed++); }};
+}
+
 // What a cache does with the rows that a selection takes back: kept [layers so far * kv_heads].
 inline void apply(const std::vector<PromptSelection::Cut>& cuts, std::int64_t heads,
                   std::vector<std::vector<std::int32_t>>& kept) {

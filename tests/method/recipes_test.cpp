@@ -27,26 +27,16 @@ MethodConfig config_of(const Recipe& recipe, double rows) {
     return config;
 }
 
-std::vector<float> observation(const Method& method, std::int64_t prompt, std::uint32_t seed) {
-    if (method.observe() == 0) return {};
-    return naive::random_values(static_cast<std::size_t>(kShape.query_heads * prompt), seed);
-}
-
-constexpr std::int64_t kDim = 4;  // of the keys that some methods look at
-
-std::vector<float> some_keys(const Method& method, std::int64_t prompt, std::uint32_t seed) {
-    if (!method.needs_keys()) return {};
-    return naive::random_values(static_cast<std::size_t>(kShape.kv_heads * prompt * kDim), seed);
+naive::SomeLayer layer_of(const Method& method, std::int64_t prompt, std::uint32_t seed) {
+    return naive::random_layer(method.needs(), kShape, prompt, seed);
 }
 
 Kept keep_all(const Method& method, std::int64_t prompt) {
     Kept kept;
     PromptSelection selection(method);
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
-        const auto seed = static_cast<std::uint32_t>(layer + 100);
-        const auto observed = observation(method, prompt, seed);
-        const auto keys = some_keys(method, prompt, seed + 50);
-        for (auto& head : selection.next(observed, keys)) kept.push_back(std::move(head));
+        const auto seen = layer_of(method, prompt, static_cast<std::uint32_t>(10 * layer + 100));
+        for (auto& head : selection.next(seen.view())) kept.push_back(std::move(head));
         naive::apply(selection.cuts(), kShape.kv_heads, kept);
     }
     return kept;
@@ -101,7 +91,7 @@ TEST_P(EveryRecipe, ABudgetAboveThePromptRunsAsFull) {
     for (const double rows : {301.0, 1000.0, 1e300}) {
         const Method method = make(rows);
         EXPECT_TRUE(method.runs_as_full());
-        EXPECT_EQ(method.observe(), 0);
+        EXPECT_EQ(method.needs(), LayerNeeds{});
         EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * kHeads);
     }
 }
@@ -159,13 +149,11 @@ TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
     config.options.pool = Pool::max;  // averages fall towards the edges, so they would not tie
     const auto tied = [&] { return Method::create(config, kShape, kPrompt, kRowBytes).value(); };
     const Method method = tied();
-    const std::vector<float> flat(
-        method.observe() > 0 ? static_cast<std::size_t>(kShape.query_heads * kPrompt) : 0, 0.25F);
-    const std::vector<float> keys(
-        method.needs_keys() ? static_cast<std::size_t>(kShape.kv_heads * kPrompt * kDim) : 0, 1.0F);
+    const naive::SomeLayer flat(method.needs(), kShape, kPrompt,
+                                [](std::size_t size) { return std::vector<float>(size, 0.25F); });
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
-        const auto kept = method.keep_layer(layer, flat, keys);
-        EXPECT_EQ(kept, tied().keep_layer(layer, flat, keys));
+        const auto kept = method.keep_layer(layer, flat.view());
+        EXPECT_EQ(kept, tied().keep_layer(layer, flat.view()));
         for (const auto& head : kept) {
             // Ties go to the lower position: what is kept of the text is its beginning.
             if (windowed()) {
@@ -263,28 +251,29 @@ TEST_P(EveryRecipe, ReselectsExactlyAsManyRowsAsAsked) {
 TEST_P(EveryRecipe, ReselectionRanksAsPrefillDoes) {
     // The rows of head 1 of a layer, put to the decode-time selection with the same observation.
     const Method method = make(64);
-    if (method.observe() == 0) GTEST_SKIP() << "no observation";
+    if (method.needs().queries == 0) GTEST_SKIP() << "no observation";
     if (GetParam().score == ScoreStep::last_query ||
         GetParam().score == ScoreStep::layer_attention ||
         GetParam().score == ScoreStep::prefix_mass)
         GTEST_SKIP() << "the prompt's rows are those of the layer, the answer's those of the head";
-    const auto observed = observation(method, kPrompt, 9);
-    const auto kept = method.keep_layer(2, observed)[1];
-    const auto group = std::span(observed).subspan(static_cast<std::size_t>(2 * kPrompt),
-                                                   static_cast<std::size_t>(2 * kPrompt));
+    const auto seen = layer_of(method, kPrompt, 9);
+    const auto kept = method.keep_layer(2, seen.view())[1];
+    const auto group =
+        std::span(seen.observed)
+            .subspan(static_cast<std::size_t>(2 * kPrompt), static_cast<std::size_t>(2 * kPrompt));
     EXPECT_EQ(method.keep_head(group, kPrompt, static_cast<std::int64_t>(kept.size())), kept);
 }
 
 TEST_P(EveryRecipe, SurvivesBrokenObservations) {
     const Method method = make(40);
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    auto observed = observation(method, kPrompt, 3);
-    for (std::size_t i = 0; i < observed.size(); i += 3) observed[i] = nan;
-    auto keys = some_keys(method, kPrompt, 4);
-    for (std::size_t i = 0; i < keys.size(); i += 13) keys[i] = nan;
+    auto seen = layer_of(method, kPrompt, 3);
+    for (std::size_t i = 0; i < seen.observed.size(); i += 3) seen.observed[i] = nan;
+    for (std::size_t i = 0; i < seen.keys.size(); i += 13) seen.keys[i] = nan;
+    for (std::size_t i = 0; i < seen.values.size(); i += 17) seen.values[i] = nan;
     std::int64_t total = 0;
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
-        for (const auto& head : method.keep_layer(layer, observed, keys)) {
+        for (const auto& head : method.keep_layer(layer, seen.view())) {
             EXPECT_TRUE(strictly_ascending(head));
             total += static_cast<std::int64_t>(head.size());
         }
@@ -338,7 +327,8 @@ TEST(Recipes, MatchTheStepsByHand) {
             plan = allocate_head_importance(kShape, shares, 37.4, 8, 2, kPrompt);
         }
         for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
-            const auto observed = observation(method, kPrompt, static_cast<std::uint32_t>(layer));
+            const auto observed =
+                layer_of(method, kPrompt, static_cast<std::uint32_t>(layer)).observed;
             const auto values =
                 score_window(observed, kShape, kPrompt, 8, 5, Pool::avg, GroupReduce::max);
             std::vector<std::int64_t> rows;
@@ -347,7 +337,7 @@ TEST(Recipes, MatchTheStepsByHand) {
                 const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
                 rows = allocate_adaptive(values, 3, total, 8, 0.2, true);
             }
-            const auto kept = method.keep_layer(layer, observed);
+            const auto kept = method.keep_layer(layer, {.observed = observed});
             for (std::size_t head = 0; head < 3; ++head) {
                 const std::vector<float> row(
                     values.begin() + static_cast<std::ptrdiff_t>(head * (kPrompt - 8)),
@@ -362,7 +352,7 @@ TEST(Recipes, MatchTheStepsByHand) {
 TEST(Recipes, ObserveIsTheWindowUnlessSaid) {
     auto config = config_of(*find_recipe("snapkv").value(), 64);
     const auto observe = [&](std::int64_t prompt) {
-        return Method::create(config, kShape, prompt, kRowBytes).value().observe();
+        return Method::create(config, kShape, prompt, kRowBytes).value().needs().queries;
     };
     EXPECT_EQ(observe(kPrompt), 8);
     config.options.observe = 32;

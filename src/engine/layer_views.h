@@ -1,0 +1,43 @@
+// What methods look at in a layer, computed once for all of them (LayerNeeds, LayerView).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "engine/attention_ops.h"
+#include "headkv/error.h"
+#include "headkv/method.h"
+
+namespace headkv {
+
+// The views of one layer that a prefill has read; what they hold lives as long as this.
+class LayerViews {
+public:
+    struct Source {
+        AttentionShape shape;
+        LayerRows rows;
+        // [query_heads * dim_k] each, after RoPE, of the last tokens.
+        std::span<const float> queries;
+    };
+    // Runs a graph, with memory for its results.
+    using Run = std::function<Result<void>(ggml_cgraph*)>;
+    LayerViews(const Source& source, Run run) : source_(source), run_(std::move(run)) {}
+
+    // Computes what no earlier call has. Error (failure): out of memory.
+    Result<LayerView> of(const LayerNeeds& needs);
+
+private:
+    Result<std::vector<float>> observed(std::int64_t queries, bool squares) const;
+
+    Source source_;
+    Run run_;
+    // By queries, and whether squared.
+    std::map<std::pair<std::int64_t, bool>, std::vector<float>> observed_;
+    std::vector<float> keys_, values_;
+};
+
+}  // namespace headkv
