@@ -1,11 +1,13 @@
 // `headkv methods`: the table of methods, their steps, options and papers.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "cli/common.h"
+#include "cli/method_pages.h"
 #include "headkv/method.h"
 
 namespace headkv::cli {
@@ -54,18 +56,8 @@ ordered_json json_of(const Recipe& recipe) {
             {"score_kind", recipe.score_kind},
             {"options", options_of(recipe)},
             {"paper", recipe.paper},
-            {"summary", recipe.summary}};
-}
-
-std::string options_text(const Recipe& recipe) {
-    const ordered_json options = options_of(recipe);
-    std::string text;
-    for (const auto& [name, value] : options.items()) {
-        if (!text.empty()) text += "  ";
-        text += fmt::format("--{} {}", name,
-                            value.is_string() ? value.get<std::string>() : value.dump());
-    }
-    return text;
+            {"summary", recipe.summary},
+            {"page", method_page(recipe.name)}};
 }
 
 std::string paper_text(const Recipe& recipe) {
@@ -80,7 +72,7 @@ std::string table_text() {
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
     }
-    return text + "`headkv methods NAME` lists the options of one.\n";
+    return text + "`headkv methods NAME` prints the page of one.\n";
 }
 
 std::string recipe_text(const Recipe& recipe) {
@@ -91,9 +83,10 @@ std::string recipe_text(const Recipe& recipe) {
         text += fmt::format("  needs    head scores of kind {} (headkv calibrate --kind {})\n",
                             recipe.score_kind, recipe.score_kind);
     }
-    const std::string options = options_text(recipe);
-    text += fmt::format("  options  {}\n", options.empty() ? "-" : options);
-    return text + fmt::format("  paper    {}\n", paper_text(recipe));
+    // The page begins with its title.
+    const std::string_view page = method_page(recipe.name);
+    text += page.substr(std::min(page.find('\n'), page.size()));
+    return text;
 }
 
 Result<void> methods(const MethodsArguments& arguments) {

@@ -222,6 +222,39 @@ TEST_F(Commands, TheInspectionPageStandsAlone) {
     EXPECT_NE(page.find("\"0-3,"), std::string::npos);
 }
 
+// The program prints the page; its options are those that the method has (tools/method-pages).
+TEST_F(Commands, EveryMethodHasAPage) {
+    const Ran ran = call({"methods", "--json", "-"});
+    expect_done(ran);
+    for (const auto& method : nlohmann::ordered_json::parse(ran.out)) {  // options in their order
+        const auto name = method["name"].get<std::string>();
+        const auto page = method["page"].get<std::string>();
+        ASSERT_EQ(page.substr(0, page.find('\n')), "# " + name)
+            << "write docs/methods/" << name << ".md in the form of snapkv.md";
+        std::string options = "## Options\n";
+        for (const auto& [option, value] : method["options"].items()) {
+            const auto text = value.is_string() ? value.get<std::string>() : value.dump();
+            options += "- `--" + option + " " + text + "`\n";
+        }
+        if (method["options"].empty()) options += "None.\n";
+        EXPECT_NE(page.find("\n" + options + "\n"), std::string::npos)
+            << name << ": run tools/method-pages\n"
+            << options;
+        std::size_t before = 0;
+        for (const char* section : {"Formula", "Options", "Cost", "Paper", "Measured"}) {
+            const std::size_t at = page.find(std::string("\n## ") + section + "\n");
+            ASSERT_NE(at, std::string::npos) << name << " " << section;
+            EXPECT_GT(at, before) << name << " " << section;
+            before = at;
+        }
+        const auto paper = method["paper"].get<std::string>();
+        EXPECT_NE(page.find(paper.empty() ? "None." : "arXiv " + paper), std::string::npos) << name;
+    }
+    const Ran one = call({"methods", "snapkv"});
+    expect_done(one);
+    EXPECT_NE(one.out.find("## Formula"), std::string::npos);
+}
+
 TEST_F(Commands, BenchMeasuresEachCase) {
     const Ran ran =
         call({"bench", "-m", model(), "--depth", "0,90", "--methods", "full,snapkv", "--slots",
