@@ -7,10 +7,10 @@
 #include <filesystem>
 #include <limits>
 #include <system_error>
-#include <thread>
 
 #include "engine/capacity.h"
 #include "headkv/session.h"
+#include "model/cores.h"
 
 namespace headkv::cli {
 
@@ -175,8 +175,8 @@ Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments)
         note("--device-memory is for --device cuda: nothing limits the CPU's memory");
     }
     if (auto fits = check_weights(arguments); !fits) return tl::unexpected(fits.error());
-    const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-    if (cores > 0 && arguments.load.threads > cores) {
+    const int cores = usable_cores();
+    if (arguments.load.threads > cores) {
         note(fmt::format("{} threads on {} cores: they will wait for each other; -t {} is faster",
                          arguments.load.threads, cores, cores));
     }

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <map>
 #include <new>
-#include <thread>
 
+#include "model/cores.h"
 #include "model/model_impl.h"
 #include "model/vocabulary.h"
 
@@ -349,9 +349,7 @@ Result<std::shared_ptr<const Model>> load_checked(
     auto& info = model->info;
     info = info_of(*model->file, *hyper, path);
     info.device = name_of(model->device);
-    info.threads = options.threads > 0
-                       ? options.threads
-                       : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    info.threads = options.threads > 0 ? options.threads : usable_cores();
     if (auto loaded = load_weights(*model, options.extra_buffers); !loaded) {
         return tl::unexpected(loaded.error());
     }

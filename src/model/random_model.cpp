@@ -21,6 +21,7 @@
 
 #include "headkv/tokenizer.h"
 #include "model/architecture.h"
+#include "model/cores.h"
 #include "text/unicode.h"
 
 namespace headkv {
@@ -509,10 +510,10 @@ Result<void> write_random_model(const RandomModel& model, const std::filesystem:
     if (!draft.open()) return cannot_write(file, errno);
     int failed = draft.resize(model.bytes());
     if (failed == 0) failed = draft.write(model.header(), 0);
-    const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
     PartsWriter writer(model, draft);
     if (failed == 0) {
-        failed = writer.write(options.threads > 0 ? options.threads : cores, options.progress);
+        failed =
+            writer.write(options.threads > 0 ? options.threads : usable_cores(), options.progress);
     }
     if (failed == 0) failed = draft.flush();
     // Whoever said stop during the last flush still gets nothing.
