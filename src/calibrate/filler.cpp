@@ -2,19 +2,16 @@
 
 #include <array>
 #include <cctype>
-#include <span>
 #include <string_view>
 #include <unordered_set>
 #include <vector>
 
+#include "calibrate/filler_grammar.h"
 #include "calibrate/random.h"
 
 namespace headkv {
 namespace {
 
-using Words = std::span<const std::string_view>;
-
-// Nouns carry their article, so that "a" and "an" need no rule.
 constexpr std::array<std::string_view, 34> kPeople = {
     "the baker",         "an old gardener",     "the ferryman",       "a retired teacher",
     "the carpenter",     "a travelling tailor", "the night watchman", "a young clerk",
@@ -334,7 +331,6 @@ constexpr std::array<std::string_view, 22> kBuildings = {
     "granary",  "pottery",   "bakehouse", "signal box",  "cellar", "greenhouse",
     "workshop", "stable",    "brewhouse", "reading room"};
 
-// Each {word} is replaced by one entry of the list of that name.
 constexpr std::array<std::string_view, 40> kSentences = {
     "{time}, {person} {did} {object} {place}.",
     "{person} {did} {object} {place}, {reason}.",
@@ -377,25 +373,20 @@ constexpr std::array<std::string_view, 40> kSentences = {
     "The oldest of them {said}, and {opening} that proved right.",
     "{time}, {object} was found {place}, {reason}."};
 
-struct List {
-    std::string_view name;
-    Words words;
-};
-
-constexpr std::array<List, 14> kLists = {{{"person", kPeople},
-                                          {"object", kObjects},
-                                          {"place", kPlaces},
-                                          {"time", kTimes},
-                                          {"did", kActions},
-                                          {"reason", kReasons},
-                                          {"nature", kNature},
-                                          {"natured", kNatureVerbs},
-                                          {"idea", kIdeas},
-                                          {"verdict", kVerdicts},
-                                          {"said", kSaid},
-                                          {"opening", kOpenings},
-                                          {"adjective", kAdjectives},
-                                          {"building", kBuildings}}};
+constexpr std::array<WordList, 14> kLists = {{{"person", kPeople},
+                                              {"object", kObjects},
+                                              {"place", kPlaces},
+                                              {"time", kTimes},
+                                              {"did", kActions},
+                                              {"reason", kReasons},
+                                              {"nature", kNature},
+                                              {"natured", kNatureVerbs},
+                                              {"idea", kIdeas},
+                                              {"verdict", kVerdicts},
+                                              {"said", kSaid},
+                                              {"opening", kOpenings},
+                                              {"adjective", kAdjectives},
+                                              {"building", kBuildings}}};
 
 // Hands out a list's entries in shuffled rounds: every entry is used once before any is used again,
 // which keeps near repetition away better than independent draws do.
@@ -419,14 +410,15 @@ private:
 
 class Writer {
 public:
-    explicit Writer(std::uint64_t seed) : random_(seed), sentences_(kSentences.size()) {
-        for (const List& list : kLists) decks_.emplace_back(list.words.size());
+    Writer(const Grammar& grammar, std::uint64_t seed)
+        : grammar_(grammar), random_(seed), sentences_(grammar.sentences.size()) {
+        for (const WordList& list : grammar.lists) decks_.emplace_back(list.words.size());
     }
 
     std::string sentence() {
         std::string text;
         do {
-            text = expand(kSentences[sentences_.draw(random_)]);
+            text = expand(grammar_.sentences[sentences_.draw(random_)]);
         } while (!seen_.insert(text).second);
         return text;
     }
@@ -449,12 +441,14 @@ private:
     }
 
     std::string_view word(std::string_view name) {
-        for (std::size_t i = 0; i < kLists.size(); ++i) {
-            if (kLists[i].name == name) return kLists[i].words[decks_[i].draw(random_)];
+        for (std::size_t i = 0; i < grammar_.lists.size(); ++i) {
+            const WordList& list = grammar_.lists[i];
+            if (list.name == name) return list.words[decks_[i].draw(random_)];
         }
         return {};
     }
 
+    const Grammar& grammar_;
     Random random_;
     Deck sentences_;
     std::vector<Deck> decks_;
@@ -463,8 +457,13 @@ private:
 
 }  // namespace
 
-std::string filler_text(std::uint64_t seed, std::size_t min_bytes) {
-    Writer writer(seed);
+const Grammar& village_grammar() {
+    static const Grammar grammar{kSentences, kLists};
+    return grammar;
+}
+
+std::string filler_text(std::uint64_t seed, std::size_t min_bytes, Prose prose) {
+    Writer writer(prose == Prose::village ? village_grammar() : city_grammar(), seed);
     std::string text;
     while (text.size() < min_bytes) {
         if (!text.empty()) text += "\n\n";

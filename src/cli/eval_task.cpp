@@ -89,6 +89,7 @@ Result<void> check_options(const TaskOptions& options, std::span<const EvalTask*
         {options.first_line, "--first-line", [](const EvalTask& t) { return t.metrics; }},
         {options.samples > 0, "--samples", [](const EvalTask& t) { return t.samples > 0; }},
         {!options.depths.empty(), "--depths", [](const EvalTask& t) { return !t.depths.empty(); }},
+        {!options.split.empty(), "--split", [](const EvalTask& t) { return !t.split.empty(); }},
         {options.turns > 0, "--turns", [](const EvalTask& t) { return t.turns > 0; }},
         {options.shared_context, "--turn-mode", [](const EvalTask& t) { return t.turns > 0; }}};
     for (const auto& [given, name, takes] : all) {
@@ -150,6 +151,7 @@ Result<TaskData> load(const EvalTask& task, const TaskArguments& arguments, bool
             options.depths.push_back(std::stod(depth));
         }
     }
+    if (options.split.empty()) options.split = task.split;
     if (options.samples == 0) options.samples = task.samples;
     if (options.turns == 0) options.turns = task.turns;
     return task.load(options, tokenizer);
@@ -168,6 +170,7 @@ std::string hashed_text(const TaskExample& example) {
     if (example.match) all += fmt::format("match {}\n", static_cast<int>(*example.match));
     if (example.max_tokens) all += fmt::format("max_tokens {}\n", *example.max_tokens);
     if (example.first_line) all += fmt::format("first_line {}\n", *example.first_line);
+    if (!example.cluster.empty()) all += fmt::format("cluster {}\n", example.cluster);
     if (example.raw) all += "raw\n";
     if (example.verbatim) all += "verbatim\n";
     return all;
@@ -335,6 +338,13 @@ void add_task_options(CLI::App& command, TaskOptions& options, const EvalTask& t
               ->delimiter(',')
               ->default_str(std::string(task.depths)),
           !task.depths.empty());
+    shown(command
+              .add_option("--split", options.split,
+                          "dev: to choose settings by; final: other needles and text, for figures")
+              ->check(CLI::IsMember({"dev", "final"}))
+              ->default_str(std::string(task.split))
+              ->type_name("NAME"),
+          !task.split.empty());
     shown(command.add_option("--samples", options.samples, "examples made of every kind")
               ->check(CLI::PositiveNumber)
               ->default_str(std::to_string(task.samples))

@@ -111,12 +111,14 @@ std::span<const EvalTask> eval_tasks() {
                  .sets = needles,
                  .lengths = "1000,2500",
                  .depths = "10,50,90",
+                 .split = "dev",
                  .samples = 2,
                  .settings = answers_of(Metric::contains, 32),
                  .load =
                      [](const TaskOptions& options, const Tokenizer* tokenizer) {
                          NeedleTaskOptions needle;
                          needle.depths = options.depths;
+                         needle.split = options.split;
                          return make(options, tokenizer, &NeedleTaskOptions::kinds, needle,
                                      make_needle_tasks);
                      }},

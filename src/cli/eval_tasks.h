@@ -25,6 +25,7 @@ struct TaskOptions {
     std::vector<double> depths;              // --depths
     std::int64_t turns = 0;                  // --turns
     bool shared_context = false;             // --turn-mode shared-context
+    std::string split;                       // --split
     std::uint64_t seed = 1;                  // --seed
 };
 
@@ -34,6 +35,7 @@ struct EvalTask {
     std::string_view sets = {};     // default of --tasks, comma between; empty: no such option
     std::string_view lengths = {};  // the same of --lengths
     std::string_view depths = {};   // the same of --depths
+    std::string_view split = {};    // the same of --split
     std::int64_t samples = 0;       // default of --samples; 0: no such option
     std::int64_t turns = 0;         // the same of --turns and --turn-mode
     bool metrics = false;           // takes --metric and --first-line

@@ -65,20 +65,6 @@ constexpr auto kTownEnds = std::to_array<std::string_view>(
      "ford",  "gate",    "grave",  "ham",   "haven",  "hythe",  "leigh", "low",  "mere", "minster",
      "mouth", "pool",    "shaw",   "stead", "stoke",  "thorpe", "ton",   "well", "wick", "worth"});
 
-template <class A, class B>
-std::vector<std::string> all_pairs(Random& random, const A& a, const B& b,
-                                   std::string_view between) {
-    std::vector<std::string> pairs;
-    pairs.reserve(a.size() * b.size());
-    for (const std::string_view first : a) {
-        for (const std::string_view second : b) {
-            pairs.push_back(fmt::format("{}{}{}", first, between, second));
-        }
-    }
-    random.shuffle(pairs);
-    return pairs;
-}
-
 bool is_space(char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; }
 
 }  // namespace
@@ -132,6 +118,20 @@ std::vector<std::string> different(std::size_t count, const std::function<std::s
     return texts;
 }
 
+std::vector<std::string> all_pairs(Random& random, std::span<const std::string_view> first,
+                                   std::span<const std::string_view> second,
+                                   std::string_view between) {
+    std::vector<std::string> pairs;
+    pairs.reserve(first.size() * second.size());
+    for (const std::string_view one : first) {
+        for (const std::string_view other : second) {
+            pairs.push_back(fmt::format("{}{}{}", one, between, other));
+        }
+    }
+    random.shuffle(pairs);
+    return pairs;
+}
+
 std::vector<std::string> word_pairs(Random& random) {
     return all_pairs(random, kAdjectives, kNouns, "-");
 }
@@ -163,7 +163,7 @@ std::vector<std::string> sentences_of(std::string_view text) {
 
 std::span<const std::string> Filler::sentences(std::size_t count) {
     for (std::size_t bytes = count * 100; sentences_.size() < count; bytes *= 2) {
-        sentences_ = sentences_of(Haystack::builtin(seed_).text(0, bytes));
+        sentences_ = sentences_of(filler_text(seed_, bytes, prose_));
         // White space behind the last sentence tells it from the one that ends a text.
         if (!sentences_.empty() && !is_space(sentences_.back().back())) sentences_.back() += ' ';
     }

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "calibrate/filler.h"
 #include "calibrate/random.h"
 #include "eval/task.h"
 #include "headkv/tokenizer.h"
@@ -27,6 +28,10 @@ std::string joined(std::span<const std::string> texts, std::string_view between)
 // `count` different ones.
 std::vector<std::string> different(std::size_t count, const std::function<std::string()>& draw);
 
+// Every one of `first` before every one of `second`, shuffled.
+std::vector<std::string> all_pairs(Random& random, std::span<const std::string_view> first,
+                                   std::span<const std::string_view> second,
+                                   std::string_view between);
 // All "adjective-noun" words in an order of the seed's: thousands of them, none a part of another.
 std::vector<std::string> word_pairs(Random& random);
 // All invented persons ("Odile Tarrant") and towns ("Marwick"), likewise.
@@ -39,11 +44,13 @@ std::vector<std::string> sentences_of(std::string_view text);
 // Built-in prose of at least so many sentences, of an example's own.
 class Filler {
 public:
-    explicit Filler(std::uint64_t seed) : seed_(seed) {}
+    explicit Filler(std::uint64_t seed, Prose prose = Prose::village)
+        : seed_(seed), prose_(prose) {}
     std::span<const std::string> sentences(std::size_t count);
 
 private:
     std::uint64_t seed_;
+    Prose prose_;
     std::vector<std::string> sentences_;
 };
 

@@ -5,114 +5,21 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "eval/generate.h"
+#include "eval/needle_texts.h"
 
 namespace headkv {
 namespace {
 
-constexpr std::array<std::string_view, 5> kKinds = {"single", "multi_key", "multi_value",
-                                                    "paraphrase", "reason"};
-
-// {0}: a town, {1}: what is asked for.
-struct Form {
-    std::string_view fact, question;
-};
-constexpr auto kForms = std::to_array<Form>({
-    {"The harbour master of {0} hides the spare key inside {1}.",
-     "Where does the harbour master of {0} hide the spare key?"},
-    {"The brass band of {0} was paid for its last concert with {1}.",
-     "What was the brass band of {0} paid with for its last concert?"},
-    {"The oldest tree of {0} was planted in honour of {1}.",
-     "In honour of what was the oldest tree of {0} planted?"},
-    {"The postmistress of {0} is afraid of nothing but {1}.",
-     "What is the postmistress of {0} afraid of?"},
-    {"The coat of arms of {0} shows {1}.", "What does the coat of arms of {0} show?"},
-    {"The fire brigade of {0} practises every week with {1}.",
-     "What does the fire brigade of {0} practise with every week?"},
-    {"The night school of {0} was founded with the money from {1}.",
-     "With the money from what was the night school of {0} founded?"},
-    {"The winner of the regatta of {0} received {1}.",
-     "What did the winner of the regatta of {0} receive?"},
-});
-constexpr auto kSeveralForms = std::to_array<Form>({
-    {"One of the treasures of the museum of {0} is {1}.",
-     "Which three treasures of the museum of {0} does the text name?"},
-    {"Among the gifts to the church of {0} was {1}.",
-     "Which three gifts to the church of {0} does the text name?"},
-    {"The divers in the bay of {0} brought up {1}.",
-     "Which three things did the divers in the bay of {0} bring up?"},
-});
-// Nothing of the filler's objects.
-constexpr auto kThings = std::to_array<std::string_view>(
-    {"a stuffed pelican",       "a marble chessboard",     "a silver thimble",
-     "a velvet top hat",        "a crate of pomegranates", "a bronze elephant",
-     "a jade bracelet",         "a pair of opera glasses", "an ivory trombone",
-     "a barrel of ginger beer", "a clockwork canary",      "a sandalwood fan",
-     "a bag of saffron",        "a porcelain dragon",      "a meteorite",
-     "an embroidered tent",     "a coral necklace",        "a wooden crocodile",
-     "a tin of caviar",         "a golden tambourine",     "a leather globe",
-     "a box of fireworks",      "a carved walrus tusk",    "a peacock feather"});
-
-// {0}: a person. The question has none of the fact's content words, and nothing but the meaning
-// leads from one to the other.
-constexpr auto kParaphrases = std::to_array<Form>({
-    {"The woman who steers the ferry inherited her boat from {0}.",
-     "Whose vessel did the female captain of the river crossing get by a will?"},
-    {"The tallest pupil lodges above the bakery owned by {0}.",
-     "Who is the landlord of the schoolchild of the greatest height?"},
-    {"Every wedding cake in the valley is decorated by {0}.",
-     "Who adds the ornaments to what local brides and grooms serve for dessert?"},
-    {"The physician's twin sons were taught to swim by {0}.",
-     "Which person gave the doctor's two boys lessons in the water?"},
-    {"The bank was robbed by a cashier called {0}.",
-     "What is the name of the employee who stole the money?"},
-    {"The prize bull was bought at auction by {0}.",
-     "Who made the highest bid for the award-winning animal?"},
-    {"The lawyer's gravestone was carved by {0}.",
-     "Which sculptor made the memorial of the late attorney?"},
-    {"The choir's soprano is secretly engaged to {0}.",
-     "Whom does the singer with the highest voice intend to marry?"},
-    {"The first aeroplane seen above this coast was flown by {0}.",
-     "Who was the earliest pilot to cross the local shore?"},
-    {"The butcher's debts were forgiven by {0}.",
-     "Which creditor no longer wants what the seller of meat owed?"},
-    {"The blind horse is groomed every dawn by {0}.",
-     "Who brushes the sightless mare in the early morning?"},
-    {"The stolen diary was returned by {0}.",
-     "Who gave back the private notebook that a thief had taken?"},
-});
-
-// {0}: the giver, {1}: the keeper, {2}: a place.
-struct Hop {
-    std::string_view first, second, question;
-};
-constexpr auto kHops = std::to_array<Hop>({
-    {"The violin of {0} was given to {1} for safe keeping.",
-     "Whatever {1} is given for safe keeping lies {2}.", "Where does the violin of {0} lie now?"},
-    {"{0} has been a pupil of {1} since the spring.", "All pupils of {1} have their lessons {2}.",
-     "Where does {0} have lessons?"},
-    {"{0} sold the racing bicycle to {1}.", "{1} keeps every bicycle {2}.",
-     "Where is the racing bicycle that {0} sold kept?"},
-    {"The parrot of {0} has flown to {1}.", "Birds that fly to {1} are fed {2}.",
-     "Where is the parrot of {0} fed?"},
-});
-constexpr auto kPlaces = std::to_array<std::string_view>(
-    {"in the clock tower of the museum", "under the stage of the theatre",
-     "in the vault of the savings bank", "on the roof of the swimming hall",
-     "in the crypt of the abbey", "aboard the disused submarine",
-     "in the tunnel below the fortress", "behind the cinema screen"});
-// {0}: a person, {1}: a number. {2} in the question: more or fewer.
-constexpr auto kComparisons = std::to_array<Form>({
-    {"{0} crossed {1} bridges on the way to the coast.",
-     "Who crossed {2} bridges on the way to the coast?"},
-    {"{0} translated {1} poems in one winter.", "Who translated {2} poems in one winter?"},
-    {"{0} has won {1} games of chess this year.", "Who has won {2} games of chess this year?"},
-    {"{0} climbed {1} mountains before retiring.", "Who climbed {2} mountains before retiring?"},
-});
+constexpr std::array<std::string_view, 6> kKinds = {"single",     "multi_key", "multi_value",
+                                                    "paraphrase", "reason",    "two_hop"};
+constexpr std::array<std::string_view, 2> kSplits = {"dev", "final"};
 
 struct Draft {
+    std::string form;                  // "fact/3": what its answer stands or falls with
     std::vector<std::string> needles;  // the first stands at the depth, the others elsewhere
     std::string question;
     std::vector<std::string> answers;
@@ -123,10 +30,27 @@ struct Draft {
     bool first_line = true;
 };
 
-template <class T, std::size_t n>
-const T& any(Random& random, const std::array<T, n>& list) {
-    return list[random.below(n)];
-}
+// Forms take turns, in an order of the seed's, so that each is asked about as often as any other.
+class Turns {
+public:
+    Turns(std::uint64_t seed, std::string_view kind, std::int64_t number)
+        : random_(example_random(seed, kind)), number_(static_cast<std::size_t>(number)) {}
+
+    // Whose turn it is among the forms of a list; sets the draft's.
+    template <class T>
+    const T& take(std::span<const T> forms, std::string_view list, Draft& draft) {
+        std::vector<std::size_t> order(forms.size());
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        random_.shuffle(order);
+        const std::size_t chosen = order[number_ % order.size()];
+        draft.form = fmt::format("{}/{}", list, chosen + 1);
+        return forms[chosen];
+    }
+
+private:
+    Random random_;
+    std::size_t number_;
+};
 
 std::vector<std::string> shuffled(Random& random, std::span<const std::string_view> texts) {
     std::vector<std::string> copy(texts.begin(), texts.end());
@@ -134,20 +58,26 @@ std::vector<std::string> shuffled(Random& random, std::span<const std::string_vi
     return copy;
 }
 
-Draft draft_reason(Random& random, bool hop) {
+// Without its first word, "a" or "in": "the stuffed pelican" is right.
+std::string bare(const std::string& text) { return text.substr(text.find(' ') + 1); }
+
+Draft draft_hop(const NeedleTexts& texts, Random& random, Turns turns) {
     Draft draft;
-    const auto persons = person_names(random);
-    if (hop) {
-        const Hop& form = any(random, kHops);
-        const std::string place(any(random, kPlaces));
-        // The place is what a method must not lose: its sentence stands at the depth.
-        draft.needles = {fmt::format(fmt::runtime(form.second), persons[0], persons[1], place),
-                         fmt::format(fmt::runtime(form.first), persons[0], persons[1], place)};
-        draft.question = fmt::format(fmt::runtime(form.question), persons[0]);
-        draft.answers = {place};
-        return draft;
-    }
-    const Form& form = any(random, kComparisons);
+    const HopForm& form = turns.take(texts.hops, "hop", draft);
+    const auto persons = texts.persons(random);
+    const std::string place = shuffled(random, texts.places)[0];
+    // The place is what a method must not lose: its sentence stands at the depth.
+    draft.needles = {fmt::format(fmt::runtime(form.second), persons[0], persons[1], place),
+                     fmt::format(fmt::runtime(form.first), persons[0], persons[1], place)};
+    draft.question = fmt::format(fmt::runtime(form.question), persons[0]);
+    draft.answers = {place, bare(place)};
+    return draft;
+}
+
+Draft draft_comparison(const NeedleTexts& texts, Random& random, Turns turns) {
+    Draft draft;
+    const NeedleForm& form = turns.take(texts.comparisons, "comparison", draft);
+    const auto persons = texts.persons(random);
     const std::size_t less = 11 + random.below(40);
     const std::size_t more = less + 5 + random.below(40);
     const bool ask_more = random.below(2) == 0;
@@ -165,28 +95,29 @@ Draft draft_reason(Random& random, bool hop) {
     return draft;
 }
 
-Draft draft_of(std::string_view kind, Random& random, std::int64_t sample) {
-    if (kind == "reason") return draft_reason(random, sample % 2 == 0);
+Draft draft_paraphrase(const NeedleTexts& texts, Random& random, Turns turns) {
     Draft draft;
-    if (kind == "paraphrase") {
-        const Form& form = any(random, kParaphrases);
-        const std::string person = person_names(random)[0];
-        draft.needles = {fmt::format(fmt::runtime(form.fact), person)};
-        draft.question = form.question;
-        draft.answers = {person};
-        return draft;
-    }
-    const auto towns = town_names(random);
-    const auto things = shuffled(random, kThings);
+    const NeedleForm& form = turns.take(texts.paraphrases, "paraphrase", draft);
+    const std::string person = texts.persons(random)[0];
+    draft.needles = {fmt::format(fmt::runtime(form.fact), person)};
+    draft.question = form.question;
+    draft.answers = {person};
+    return draft;
+}
+
+Draft draft_fact(const NeedleTexts& texts, std::string_view kind, Random& random, Turns turns) {
+    Draft draft;
     const bool several = kind == "multi_value";
-    const Form& form = several ? any(random, kSeveralForms) : any(random, kForms);
+    const NeedleForm& form = several ? turns.take(texts.several, "several", draft)
+                                     : turns.take(texts.facts, "fact", draft);
+    const auto towns = texts.towns(random);
+    const auto things = shuffled(random, texts.things);
     draft.question = fmt::format(fmt::runtime(form.question), towns[0]);
     const std::size_t facts = kind == "single" ? 1 : several ? 3 : 4;
     for (std::size_t i = 0; i < facts; ++i) {
         draft.needles.push_back(
             fmt::format(fmt::runtime(form.fact), several ? towns[0] : towns[i], things[i]));
-        // Without its article: "the stuffed pelican" is right.
-        if (i == 0 || several) draft.answers.push_back(things[i].substr(things[i].find(' ') + 1));
+        if (i == 0 || several) draft.answers.push_back(bare(things[i]));
     }
     if (several) {
         draft.match = StringMatch::all;
@@ -196,9 +127,21 @@ Draft draft_of(std::string_view kind, Random& random, std::int64_t sample) {
     return draft;
 }
 
+// `number`: from 0, of the examples of the kind at one depth.
+Draft draft_of(std::string_view kind, const NeedleTexts& texts, Random& random, std::uint64_t seed,
+               std::int64_t number) {
+    if (kind == "two_hop") return draft_hop(texts, random, {seed, kind, number});
+    if (kind == "paraphrase") return draft_paraphrase(texts, random, {seed, kind, number});
+    if (kind != "reason") return draft_fact(texts, kind, random, {seed, kind, number});
+    const Turns turns(seed, kind, number / 2);
+    return number % 2 == 0 ? draft_hop(texts, random, turns)
+                           : draft_comparison(texts, random, turns);
+}
+
 }  // namespace
 
 std::span<const std::string_view> needle_task_kinds() { return kKinds; }
+std::span<const std::string_view> needle_splits() { return kSplits; }
 
 Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Tokenizer& tokenizer) {
     const auto kinds = chosen_names(options.kinds, kKinds, "needles");
@@ -206,6 +149,10 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
     if (auto sizes = check_sizes(options.lengths, options.samples, "samples"); !sizes) {
         return tl::unexpected(sizes.error());
     }
+    if (std::ranges::find(kSplits, options.split) == kSplits.end()) {
+        return bad_input("--split {}: give dev or final", options.split);
+    }
+    const NeedleTexts& texts = options.split == "dev" ? dev_needle_texts() : final_needle_texts();
     if (options.depths.empty()) return bad_input("no depth is given");
     for (const double depth : options.depths) {
         if (!(depth >= 0 && depth <= 100)) return bad_input("a depth of {}: give 0 to 100", depth);
@@ -215,6 +162,7 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
     }
     TaskData data;
     for (const std::string& kind : *kinds) {
+        std::int64_t before = 0;  // examples of shorter lengths, at one depth
         for (const std::int64_t length : options.lengths) {
             for (const double depth : options.depths) {
                 for (std::int64_t sample = 0; sample < options.samples; ++sample) {
@@ -224,7 +172,7 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
                     // The same needles and text at every depth, so that depths can be compared.
                     Random random = example_random(
                         options.seed, fmt::format("{}/{}/{}", kind, length, sample + 1));
-                    Draft draft = draft_of(kind, random, sample);
+                    Draft draft = draft_of(kind, texts, random, options.seed, before + sample);
                     std::vector<Insertion> needles;
                     for (std::size_t i = 0; i < draft.needles.size(); ++i) {
                         const double step =
@@ -232,7 +180,7 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
                         const double at = depth / 100 + step;
                         needles.push_back({i == 0 ? at : at - std::floor(at), draft.needles[i]});
                     }
-                    Filler filler(random.next());
+                    Filler filler(random.next(), texts.prose);
                     const auto context = [&](std::int64_t units) {
                         return with_insertions(filler.sentences(static_cast<std::size_t>(units)),
                                                needles);
@@ -246,6 +194,7 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
                         return bad_input("{} does not fit a length of {}: it needs {} tokens", kind,
                                          length, needed);
                     }
+                    example.cluster = std::move(draft.form);
                     example.context = context(*units);
                     example.question = std::move(draft.question);
                     example.answers = std::move(draft.answers);
@@ -259,6 +208,7 @@ Result<TaskData> make_needle_tasks(const NeedleTaskOptions& options, const Token
                     data.examples.push_back(std::move(example));
                 }
             }
+            before += options.samples;
         }
     }
     return data;

@@ -94,15 +94,15 @@ std::vector<TurnScores> turn_scores(const ReportHead& head, std::span<const Task
     std::vector<TurnScores> all;
     for (std::size_t config = 0; config < head.configs.size(); ++config) {
         std::vector<std::vector<Observation>> turns;  // [turn]
-        std::int64_t example = 0;
+        ClusterNumbers clusters;
         for (const TaskResult& result : results) {
             if (!result.skipped.empty()) continue;
+            const std::int64_t cluster = clusters.of(result.cluster);
             const auto& asked = result.answers[config].turns;
             if (asked.size() > turns.size()) turns.resize(asked.size());
             for (std::size_t turn = 0; turn < asked.size(); ++turn) {
-                turns[turn].push_back({example, asked[turn].score});
+                turns[turn].push_back({cluster, asked[turn].score});
             }
-            ++example;
         }
         if (turns.empty()) return {};
         TurnScores scores{head.configs[config].method, head.configs[config].rows, {}};
@@ -274,6 +274,7 @@ Report make_report(ReportHead head, std::span<const TaskResult> results) {
     Report report;
     report.head = std::move(head);
     std::vector<Outcome> outcomes;  // one an example
+    ClusterNumbers clusters;
     std::vector<Outcome> of_turns;  // one a question of several, in their groups of summarize()
     for (const TaskResult& result : results) {
         report.seconds += result.seconds;
@@ -281,7 +282,8 @@ Report make_report(ReportHead head, std::span<const TaskResult> results) {
             report.left_out.emplace_back(result.id, result.skipped);
             continue;
         }
-        const std::int64_t cluster = report.examples++;
+        const std::int64_t cluster = clusters.of(result.cluster);
+        ++report.examples;
         outcomes.push_back(outcome_of(result, cluster));
         for (std::size_t turn = 0;; ++turn) {
             const auto one = turn_result(result, turn);

@@ -8,6 +8,13 @@
 
 namespace headkv {
 
+std::int64_t ClusterNumbers::of(const std::string& name) {
+    if (name.empty()) return next_++;
+    const auto [found, added] = named_.try_emplace(name, next_);
+    if (added) ++next_;
+    return found->second;
+}
+
 Estimate clustered_estimate(std::span<const Observation> observations, std::uint64_t seed) {
     constexpr std::size_t draws = 2000;
     struct Sum {

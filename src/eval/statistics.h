@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 
 namespace headkv {
 
@@ -12,6 +14,16 @@ struct Observation {
     std::int64_t cluster = 0;
     double value = 0;
     double weight = 1;
+};
+
+// Numbers of clusters that have names; an example without one is a cluster by itself.
+class ClusterNumbers {
+public:
+    std::int64_t of(const std::string& name);
+
+private:
+    std::map<std::string, std::int64_t> named_;
+    std::int64_t next_ = 0;
 };
 
 struct Estimate {

@@ -177,6 +177,7 @@ json to_json(const TaskResult& result) {
                   {"answers", std::move(answers)}};
     if (result.depth) entry["depth"] = *result.depth;
     if (result.length) entry["length"] = *result.length;
+    if (!result.cluster.empty()) entry["cluster"] = result.cluster;
     return entry;
 }
 
@@ -189,7 +190,8 @@ std::optional<TaskResult> task_result_from_json(const json& from) {
         from.at("cut_tokens").get_to(result.cut_tokens);
         from.at("seconds").get_to(result.seconds);
         from.at("skipped").get_to(result.skipped);
-        // Earlier logs have neither.
+        // Not all tasks have them.
+        result.cluster = from.value("cluster", std::string());
         if (from.contains("depth")) result.depth = from.at("depth").get<double>();
         if (from.contains("length")) result.length = from.at("length").get<std::int64_t>();
         for (const json& entry : from.at("answers")) {
@@ -262,12 +264,14 @@ std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_
             std::vector<Observation> scores;
             std::vector<Observation> differences;
             std::vector<Observation> losses;
+            ClusterNumbers clusters;
             const auto n = static_cast<double>(members.size());
             for (const TaskResult* result : members) {
                 assert(result->answers.size() == members[0]->answers.size());
                 const TaskAnswer& full = result->answers[0];
                 const TaskAnswer& mine = result->answers[config];
-                const std::int64_t cluster = row.n++;
+                const std::int64_t cluster = clusters.of(result->cluster);
+                ++row.n;
                 scores.push_back({cluster, mine.score});
                 differences.push_back({cluster, mine.score - full.score});
                 losses.push_back({cluster, mine.log_probability - full.log_probability});

@@ -52,6 +52,9 @@ struct TaskExample {
     // as asked for: the axes of a heat map.
     std::optional<double> depth = {};
     std::optional<std::int64_t> length = {};
+    // Examples that succeed and fail together, such as those of one form of needle: intervals draw
+    // them as one. Empty: by itself.
+    std::string cluster = {};
 };
 
 // A line of a data file that could not be used.
@@ -130,6 +133,7 @@ struct TaskResult {
     std::vector<TaskAnswer> answers;          // full first, then the configurations in their order
     std::optional<double> depth = {};         // as in TaskExample
     std::optional<std::int64_t> length = {};  // as in TaskExample
+    std::string cluster = {};                 // as in TaskExample
 };
 
 nlohmann::json to_json(const TaskResult& result);

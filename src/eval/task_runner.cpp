@@ -142,6 +142,7 @@ Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
     result.group = example.group;
     result.depth = example.depth;
     result.length = example.length;
+    result.cluster = example.cluster;
     const auto asked = ask(engine.model(), example, settings, result.cut_tokens);
     if (!asked) {
         result.skipped = asked.error().message;

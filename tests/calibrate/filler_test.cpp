@@ -50,8 +50,7 @@ TEST(Filler, IsLongEnoughAndEndsWithASentence) {
     EXPECT_TRUE(filler_text(5, 0).empty());
 }
 
-TEST(Filler, NoSentenceTwiceNoDigitNoBrace) {
-    const std::string text = filler_text(11, 60000);
+void expect_sentences(const std::string& text) {
     EXPECT_EQ(std::count_if(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; }),
               0);
     EXPECT_EQ(text.find_first_of("{}"), std::string::npos);
@@ -64,8 +63,14 @@ TEST(Filler, NoSentenceTwiceNoDigitNoBrace) {
     }
 }
 
+TEST(Filler, NoSentenceTwiceNoDigitNoBrace) {
+    expect_sentences(filler_text(11, 60000));
+    expect_sentences(filler_text(11, 60000, Prose::city));
+}
+
 TEST(Filler, HoldsNoKey) {
-    const std::string text = filler_text(1, 100000) + filler_text(1000001, 100000);
+    const std::string text =
+        filler_text(1, 100000) + filler_text(1000001, 100000) + filler_text(1, 100000, Prose::city);
     const auto steps = family_needles(true);
     for (const auto needles : {single_fact_needles(), comparison_needles(), evaluation_needles(),
                                std::span<const Needle>(steps)}) {

@@ -128,6 +128,29 @@ TEST(Task, SummaryPairsWithFullAndLeavesSkippedOnesOut) {
     EXPECT_TRUE(summarize(std::vector{skipped}, 1).empty());
 }
 
+// Examples of one form of needle are drawn as one, so two forms give no narrower an interval than
+// two examples do, however often each is asked for.
+TEST(Task, IntervalsAreOverClusters) {
+    const auto interval_of = [](int each, bool clustered) {
+        std::vector<TaskResult> results;
+        for (int i = 0; i < each; ++i) {
+            for (const double mine : {0.0, 1.0}) {
+                results.push_back(made_up(std::to_string(results.size()), "g", 1, mine));
+                if (clustered) results.back().cluster = mine > 0 ? "good" : "bad";
+            }
+        }
+        const auto rows = summarize(results, 1);
+        EXPECT_NEAR(rows[1].score.value, 0.5, 1e-12);
+        return rows[1].score.high - rows[1].score.low;
+    };
+    EXPECT_EQ(interval_of(1, true), 1);
+    EXPECT_EQ(interval_of(50, true), 1);
+    EXPECT_LT(interval_of(50, false), 0.25);
+    TaskResult one = made_up("a", "g", 1, 0);
+    one.cluster = "fact/3";
+    EXPECT_EQ(task_result_from_json(to_json(one))->cluster, "fact/3");
+}
+
 // The engine on a random model: what answers hold, not whether they are right.
 class TaskOnTinyModel : public testing::Test {
 protected:

@@ -1,0 +1,297 @@
+// The prose of final probes: trams, offices and laboratories.
+#include <array>
+
+#include "calibrate/filler_grammar.h"
+
+namespace headkv {
+namespace {
+
+constexpr auto kPeople = std::to_array<std::string_view>(
+    {"the tram conductor",      "an overworked accountant", "the lift mechanic",
+     "a junior architect",      "the switchboard operator", "a government chemist",
+     "the sports reporter",     "an evening student",       "the archivist",
+     "a translator of manuals", "the window cleaner",       "a traffic planner",
+     "the projectionist",       "an insurance agent",       "the radio announcer",
+     "a part-time waiter",      "the draughtsman",          "a substitute lecturer",
+     "the toolmaker",           "an unpaid intern",         "the print setter",
+     "a licensing inspector",   "the crane operator",       "a laboratory assistant",
+     "the shop steward",        "a municipal engineer"});
+
+constexpr auto kThings = std::to_array<std::string_view>({"a stack of carbon copies",
+                                                          "the second filing cabinet",
+                                                          "an unlabelled switch",
+                                                          "a folder of bus timetables",
+                                                          "the coffee machine",
+                                                          "a spool of magnetic tape",
+                                                          "the stairwell light",
+                                                          "an expired permit",
+                                                          "a tray of glass slides",
+                                                          "the revised floor plan",
+                                                          "a rubber stamp",
+                                                          "the committee's minutes",
+                                                          "an adding machine",
+                                                          "a roll of tracing paper",
+                                                          "the loose handrail",
+                                                          "a batch of unsigned forms",
+                                                          "the ventilation shaft",
+                                                          "an overdue invoice",
+                                                          "a voltage meter",
+                                                          "the meeting room blinds",
+                                                          "a duplicate of the contract",
+                                                          "the lost property register",
+                                                          "an electric fan",
+                                                          "a jammed stapler",
+                                                          "the spare fuse",
+                                                          "a questionnaire about noise"});
+
+constexpr auto kWhere = std::to_array<std::string_view>({"on the fourth floor",
+                                                         "opposite the ticket hall",
+                                                         "in the underpass",
+                                                         "next to the loading bay",
+                                                         "at the tram terminus",
+                                                         "in the corridor of the annex",
+                                                         "above the printing works",
+                                                         "in the queue at the canteen",
+                                                         "beside the revolving door",
+                                                         "at the corner of the boulevard",
+                                                         "in the reception area",
+                                                         "along the ring road",
+                                                         "near the multi-storey car park",
+                                                         "in front of the notice board",
+                                                         "under the concrete stairs",
+                                                         "at the information desk",
+                                                         "in the shared laboratory",
+                                                         "by the emergency exit",
+                                                         "across from the power station",
+                                                         "in the glass pavilion",
+                                                         "on the pedestrian bridge",
+                                                         "behind the lecture theatre",
+                                                         "at the far platform",
+                                                         "inside the freight lift"});
+
+constexpr auto kWhen = std::to_array<std::string_view>(
+    {"shortly after the shift change", "during the second rush hour",
+     "on the last working day",        "while the lift was out of order",
+     "before the quarterly review",    "in the week of the strike",
+     "when the neon signs came on",    "after the budget was cut",
+     "throughout the heatwave",        "at the close of business",
+     "as the first trams ran",         "between two conference calls",
+     "under the new regulations",      "since the renovation",
+     "on the day of the inspection",   "once the sirens had stopped",
+     "around the middle of the term",  "during the power cut",
+     "by the time the mail arrived",   "in the calm before payday",
+     "towards the end of the lecture", "every other weekday"});
+
+constexpr auto kDid = std::to_array<std::string_view>(
+    {"signed for", "relabelled",    "queried",    "dismantled", "photocopied", "catalogued",
+     "misplaced",  "recalibrated",  "requested",  "unplugged",  "inspected",   "condemned",
+     "reordered",  "insured",       "redesigned", "swapped",    "tested",      "archived",
+     "vacuumed",   "countersigned", "itemised",   "overlooked", "demanded",    "assembled"});
+
+constexpr auto kWhy =
+    std::to_array<std::string_view>({"because the procedure required it",
+                                     "pending a decision from upstairs",
+                                     "despite three written objections",
+                                     "to the irritation of the finance department",
+                                     "for want of a better idea",
+                                     "as the handbook recommends",
+                                     "without consulting the union",
+                                     "in order to save electricity",
+                                     "although the deadline had passed",
+                                     "which nobody had budgeted for",
+                                     "to satisfy the auditors",
+                                     "and filed a short report about it",
+                                     "since the alternative was a meeting",
+                                     "with a sigh that could be heard next door",
+                                     "on the understanding that it was temporary",
+                                     "and then took the rest of the day off",
+                                     "so that the figures would add up",
+                                     "after a lengthy exchange of memos",
+                                     "as though the building were on fire",
+                                     "only to reverse the decision later",
+                                     "in keeping with the safety code",
+                                     "and was thanked for it by circular"});
+
+constexpr auto kCity = std::to_array<std::string_view>({"the traffic",
+                                                        "a haze of exhaust",
+                                                        "the hum of the transformers",
+                                                        "the skyline",
+                                                        "a line of taxis",
+                                                        "the glow of the billboards",
+                                                        "the suburban express",
+                                                        "a smell of hot asphalt",
+                                                        "the crowd",
+                                                        "the elevated railway",
+                                                        "a gust from the subway",
+                                                        "the noise of the drills",
+                                                        "the reflection of the towers",
+                                                        "a delivery van",
+                                                        "the drizzle",
+                                                        "the evening edition",
+                                                        "a procession of umbrellas",
+                                                        "the scaffolding",
+                                                        "the air conditioning",
+                                                        "a chorus of ringing phones"});
+
+constexpr auto kCityDid = std::to_array<std::string_view>({"thickened by the minute",
+                                                           "came to a standstill",
+                                                           "drowned out the loudspeakers",
+                                                           "spread along the avenues",
+                                                           "gave the suburbs a pinkish tint",
+                                                           "disrupted the schedule",
+                                                           "set the windows trembling",
+                                                           "was mentioned on the radio",
+                                                           "divided the district in two",
+                                                           "followed the commuters indoors",
+                                                           "obeyed no timetable",
+                                                           "vanished round the block",
+                                                           "kept the night shift awake",
+                                                           "blurred the street numbers",
+                                                           "made conversation impossible",
+                                                           "turned the square into a maze",
+                                                           "was blamed on the council",
+                                                           "resumed without warning",
+                                                           "reached as far as the airport",
+                                                           "put everyone in a hurry"});
+
+constexpr auto kTopic = std::to_array<std::string_view>({"punctuality",
+                                                         "an accurate forecast",
+                                                         "office politics",
+                                                         "a clear diagram",
+                                                         "overtime",
+                                                         "public transport",
+                                                         "a quiet keyboard",
+                                                         "statistical evidence",
+                                                         "delegation",
+                                                         "the art of queuing",
+                                                         "an unlisted number",
+                                                         "a reliable supplier",
+                                                         "small print",
+                                                         "teamwork",
+                                                         "a balanced ledger",
+                                                         "modern furniture",
+                                                         "preventive maintenance",
+                                                         "a second screen",
+                                                         "constructive criticism",
+                                                         "a strong alibi"});
+
+constexpr auto kTopicIs =
+    std::to_array<std::string_view>({"looks better on paper",
+                                     "can be measured but not managed",
+                                     "has never won an election",
+                                     "is the first victim of every reform",
+                                     "takes up more space than planned",
+                                     "should come with a warranty",
+                                     "is mostly a question of lighting",
+                                     "cannot be claimed as an expense",
+                                     "improves the mood of entire departments",
+                                     "attracts consultants",
+                                     "is rarely covered by the guarantee",
+                                     "begins with the person at the door",
+                                     "fits into no category",
+                                     "requires a signature in triplicate",
+                                     "survives every reorganisation",
+                                     "is underrated by economists",
+                                     "pays no rent",
+                                     "fails at the worst possible moment",
+                                     "must be renewed annually",
+                                     "is what keeps a metropolis running"});
+
+constexpr auto kHabit =
+    std::to_array<std::string_view>({"calculated tips to the nearest cent",
+                                     "never took the same escalator twice",
+                                     "had memorised the evacuation plan",
+                                     "wrote reminders on ticket stubs",
+                                     "argued with vending machines",
+                                     "could recognise any ringtone",
+                                     "regarded lunch as a negotiation",
+                                     "kept a pullover in the safe",
+                                     "knew which elevators were slow",
+                                     "rehearsed excuses on the underground",
+                                     "subscribed to four technical journals",
+                                     "timed traffic lights with a stopwatch",
+                                     "refused to use abbreviations",
+                                     "slept through alarms of every sort",
+                                     "saw patterns in the wallpaper",
+                                     "collected obsolete connectors",
+                                     "distrusted round figures",
+                                     "apologised to automatic doors",
+                                     "underlined whole paragraphs",
+                                     "spoke of the photocopier as a colleague"});
+
+constexpr auto kLink = std::to_array<std::string_view>(
+    {"officially", "according to the memo", "contrary to policy", "as usual",
+     "on closer inspection", "behind closed doors", "in theory", "for the record",
+     "to nobody's benefit", "statistically speaking", "against all advice", "at short notice",
+     "without any fuss", "in the final analysis", "as a precaution", "by a narrow majority",
+     "off the record", "for lack of funds"});
+
+constexpr auto kKind = std::to_array<std::string_view>(
+    {"windowless", "refurbished", "crowded", "prefabricated", "heated", "nameless", "high-rise",
+     "subdivided", "dazzling", "carpeted", "soundproof", "provisional", "cavernous", "functional",
+     "panelled", "derelict"});
+
+constexpr auto kBuilding = std::to_array<std::string_view>(
+    {"office block", "terminal", "laboratory", "apartment tower", "arcade", "call centre", "depot",
+     "auditorium", "substation", "waiting room", "showroom", "ministry", "testing range",
+     "gymnasium", "press centre", "control room"});
+
+constexpr auto kSentences = std::to_array<std::string_view>(
+    {"{where}, {who} {did} {thing} {when}.",
+     "{who} {did} {thing}, {why}.",
+     "{link}, {who} {did} {thing} {where}.",
+     "{city} {citydid}, and {who} {habit}.",
+     "{when}, {city} {citydid}; {city} {citydid} as well.",
+     "{topic} {topicis}, as {who} was fond of pointing out.",
+     "In a {kind} {building} {where}, {topic} {topicis}.",
+     "Rumour had it that {who} {habit}.",
+     "{who}, unlike {who}, {habit}.",
+     "It was decided that {thing} belonged {where}, {why}.",
+     "The {building} had become {kind} and {kind}, {why}.",
+     "Every {kind} {building} needs {thing}, or so the brochure claimed.",
+     "{link}, {topic} {topicis}.",
+     "The minutes record that {who} {did} {thing} {when}, {why}.",
+     "A voice announced that {city} {citydid}.",
+     "{thing} had been left {where}, and {who} {did} it {when}.",
+     "Half of the {building} agreed that {topic} {topicis}.",
+     "{when}, {who} shared a table with {who} and {did} {thing}.",
+     "The discussion about {topic} was adjourned {when}.",
+     "{who} {habit}, {why}.",
+     "To reach the {building}, one passed {thing}, {thing} and a {kind} {building}.",
+     "Two departments wanted {thing}; {who} {did} it, {why}.",
+     "{city} {citydid} {when}, {link}.",
+     "From the {building}, {who} could watch how {city} {citydid}.",
+     "Nothing in the regulations says that {topic} {topicis}.",
+     "{link}, the {kind} {building} was closed {when}.",
+     "{who} proposed a lecture on {topic}; {who} {did} {thing} instead.",
+     "A survey found that {topic} {topicis} and that {topic} {topicis}.",
+     "Those who worked {where} said that {who} {habit}.",
+     "{thing}, {thing} and a {kind} chair were all that remained {where}.",
+     "The caretaker of the {building} {did} {thing}, while {city} {citydid}.",
+     "When asked about {topic}, {who} merely {did} {thing}.",
+     "{where}, {city} {citydid}, {link}.",
+     "Until {who} {did} {thing}, the {building} had been merely {kind}."});
+
+constexpr auto kLists = std::to_array<WordList>({{"who", kPeople},
+                                                 {"thing", kThings},
+                                                 {"where", kWhere},
+                                                 {"when", kWhen},
+                                                 {"did", kDid},
+                                                 {"why", kWhy},
+                                                 {"city", kCity},
+                                                 {"citydid", kCityDid},
+                                                 {"topic", kTopic},
+                                                 {"topicis", kTopicIs},
+                                                 {"habit", kHabit},
+                                                 {"link", kLink},
+                                                 {"kind", kKind},
+                                                 {"building", kBuilding}});
+
+}  // namespace
+
+const Grammar& city_grammar() {
+    static const Grammar grammar{kSentences, kLists};
+    return grammar;
+}
+
+}  // namespace headkv
