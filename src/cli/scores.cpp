@@ -1,4 +1,4 @@
-// `headkv scores`: looks at head-score files, compares two, reads the published form.
+// `headkv scores`: looks at head-score files, compares two, reads the published form, deals anew.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "calibrate/correlation.h"
+#include "calibrate/shuffled_scores.h"
 #include "cli/common.h"
 #include "cli/options.h"
 #include "cli/scores_page.h"
@@ -353,6 +354,58 @@ Result<void> import(const ImportArguments& arguments) {
     return write_output(arguments.json, json.dump() + "\n");
 }
 
+// --- shuffle
+// ------------------------------------------------------------------------------------------
+
+struct ShuffleArguments {
+    std::string file, model, out;
+    std::uint64_t seed = 1;
+};
+
+Result<HeadScores> scores_to_shuffle(const ShuffleArguments& arguments) {
+    if (arguments.model.empty()) return load_head_scores(arguments.file);
+    const auto info = read_model_info(arguments.model);
+    if (!info) return tl::unexpected(info.error());
+    return find_head_scores(score_folders(), info->fingerprint, "r2");
+}
+
+Result<void> shuffle(const ShuffleArguments& arguments) {
+    if (auto ready = check_output(arguments.out); !ready) return ready;
+    if (arguments.file.empty() == arguments.model.empty()) {
+        return bad_input(
+            "scores shuffle: name a file, or with -m the model whose r2 scores to deal");
+    }
+    const auto scores = scores_to_shuffle(arguments);
+    if (!scores) return tl::unexpected(scores.error());
+    if (scores->shape.kv_heads == 0) {
+        return bad_input("{}: does not say how many KV heads the model has: `scores import` it",
+                         arguments.file);
+    }
+    HeadScores shuffled = shuffled_scores(*scores, arguments.seed);
+    shuffled.created_by = "headkv " + version();
+    if (auto saved = save_head_scores(shuffled, arguments.out); !saved) return saved;
+    return print(title_of(shuffled, arguments.out));
+}
+
+void register_shuffle(CLI::App& parent, Status& status) {
+    auto arguments = std::make_shared<ShuffleArguments>();
+    CLI::App& command = *parent.add_subcommand(
+        "shuffle", "the same scores dealt at random over all KV heads, as a control");
+    command.add_option("file", arguments->file, "head scores")->type_name("FILE");
+    command
+        .add_option("-m,--model", arguments->model,
+                    "GGUF whose r2 scores are dealt, found by its fingerprint")
+        ->type_name("FILE");
+    command.add_option("--seed", arguments->seed, "another deal")->capture_default_str();
+    command.add_option("-o,--output", arguments->out, "file of the shuffled scores")
+        ->required()
+        ->type_name("FILE");
+    command.footer("Example: headkv scores shuffle mine.r2.json -o shuffled.json");
+    command.callback([arguments, &status] {
+        if (const auto done = shuffle(*arguments); !done) status.code = report(done.error());
+    });
+}
+
 void register_show(CLI::App& parent, Status& status) {
     auto arguments = std::make_shared<ShowArguments>();
     CLI::App& command = *parent.add_subcommand("show", "the scores, and the rows they lead to");
@@ -416,13 +469,14 @@ void register_import(CLI::App& parent, Status& status) {
 }  // namespace
 
 void register_scores(CLI::App& app, Status& status) {
-    CLI::App& scores =
-        *app.add_subcommand("scores", "head-score files: show, diff, import (docs/scores.md)");
+    CLI::App& scores = *app.add_subcommand(
+        "scores", "head-score files: show, diff, import, shuffle (docs/scores.md)");
     scores.require_subcommand(1);
     scores.footer("Example: headkv scores show scores.json --rows 64 --html scores.html");
     register_show(scores, status);
     register_diff(scores, status);
     register_import(scores, status);
+    register_shuffle(scores, status);
 }
 
 }  // namespace headkv::cli

@@ -33,6 +33,7 @@ Result<void> check_known(const MethodArguments& arguments, std::string_view name
     if (!recipe) return {};
     auto known = option_names(**recipe);
     known.insert(known.end(), kOfAll.begin(), kOfAll.end());
+    if (!(*recipe)->score_kind.empty()) known.emplace_back("heads");
     if (std::find(known.begin(), known.end(), name) != known.end()) return {};
     return bad_input("{} has no option {}; it has {}", arguments.method, name,
                      fmt::join(known, ", "));
@@ -67,6 +68,10 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"kv-type", &arguments.kv_type},
          {"layout", &arguments.layout},
          {"recall", &arguments.recall}}};
+    if (name == "heads") {
+        arguments.heads = {text};
+        return {};
+    }
     for (const auto& [known, target] : integers) {
         if (known != name) continue;
         const auto value = number<std::int64_t>(text, name);

@@ -98,6 +98,7 @@ TEST_F(Reports, AGeneratedTaskHasItsMaps) {
                    "--lengths 1.5k");
     expect_refused(call({"eval", "needles", "-m", model(), "-o", path("x"), "--data", "d"}),
                    "--data is no option of eval needles");
+    expect_refused(generate("x", {"--split", "final"}), "--split is no option of eval generate");
 }
 
 TEST_F(Reports, ASampleHoldsEveryGroup) {

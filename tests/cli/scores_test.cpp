@@ -117,6 +117,34 @@ TEST_F(Scores, ImportsThePublishedForm) {
                      "--rows", "20", "-n", "1"}));
 }
 
+TEST_F(Scores, ShuffledOnesAreAskedForByName) {
+    expect_done(call({"scores", "import", published("x_retrieval_reasoning_heads.json"), "-o",
+                      path("own.json"), "-m", model()}));
+    const Ran dealt =
+        call({"scores", "shuffle", path("own.json"), "--seed", "2", "-o", path("shuffled.json")});
+    expect_done(dealt);
+    EXPECT_NE(dealt.out.find("r2-shuffled"), std::string::npos) << dealt.out;
+    const auto own = load_head_scores(path("own.json"));
+    const auto shuffled = load_head_scores(path("shuffled.json"));
+    ASSERT_TRUE(own && shuffled);
+    EXPECT_NE(own->mean, shuffled->mean);
+    // One prefill compares both: each method has the scores that it names.
+    const std::string first = "headkv-r2:heads=" + path("own.json");
+    const std::string second = "headkv-r2:heads=" + path("shuffled.json");
+    expect_done(run({"-f", path("doc.txt"), "--method", first, "--compare", second, "--rows", "20",
+                     "-n", "1", "--json", path("run.json")}));
+    expect_refused(run({"-f", path("doc.txt"), "--method", "snapkv:heads=x.json", "-n", "1"}),
+                   "no option heads");
+    expect_refused(call({"scores", "shuffle", "-o", path("o.json")}), "name a file");
+    expect_refused(call({"scores", "shuffle", "-m", model(), "-o", path("o.json")}),
+                   "no head scores of kind r2");
+    expect_refused(call({"scores", "shuffle", published("heads.json"), "-o", path("o.json")}),
+                   "KV heads");
+    expect_refused(
+        run({"-f", path("doc.txt"), "--method", "headkv-r2:heads=" + path("none.json"), "-n", "1"}),
+        "cannot read");
+}
+
 TEST_F(Scores, BadInputIsOneLine) {
     const std::string file = published("heads.json");
     const auto import = [&](Arguments more) {
