@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "headkv/method.h"
 #include "headkv/sampler.h"
 #include "kernels/attention.h"
+#include "kernels/few_columns.h"
 
 namespace headkv {
 namespace {
@@ -178,6 +180,86 @@ void rows_one_by_one(benchmark::State& state) {
 }
 BENCHMARK(prefill)->Name("prefill")->Arg(4096);
 BENCHMARK(rows_one_by_one)->Name("naive/prefill")->Arg(4096);
+
+// A matrix of 1536 rows of 1536 weights with some columns: a feed-forward product of a step that
+// decodes as many sequences. The plain loop unpacks a row once and multiplies it with each column.
+struct Few {
+    static constexpr std::int64_t kRows = 1536, kIn = 1536;
+    Few(kernels::WeightType weight_type, std::int64_t count)
+        : type(weight_type),
+          columns(count),
+          weights(size(kRows * kIn / kernels::block_values(type) * kernels::block_bytes(type))),
+          x(random_floats(kIn * columns)),
+          memory(size(kernels::RoundedColumns::bytes(kIn, columns)) / sizeof(float)),
+          rounded(reinterpret_cast<std::byte*>(memory.data()), kIn, columns),
+          out(size(kRows * columns)) {
+        std::mt19937 random(4);
+        // any two such bytes are a finite half
+        for (auto& byte : weights) byte = static_cast<std::byte>(random() & 0x2FU);
+    }
+
+    void run(const kernels::FewColumns& kernel) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+            kernel.round(x.data() + c * kIn, 0, kIn / kernels::RoundedColumns::kBlock, c, rounded);
+        }
+        kernel.multiply(type, weights.data(), kRows, rounded, out.data(), kRows);
+        benchmark::DoNotOptimize(out.data());
+    }
+    void run_naive_q4_1() {
+        std::vector<float> row(size(kIn));
+        for (std::int64_t r = 0; r < kRows; ++r) {
+            for (std::int64_t block = 0; block < kIn / 32; ++block) {
+                const auto* from = weights.data() + (r * kIn / 32 + block) * 20;
+                Half scale = 0, low = 0;
+                std::memcpy(&scale, from, sizeof(scale));
+                std::memcpy(&low, from + 2, sizeof(low));
+                for (std::int64_t i = 0; i < 32; ++i) {
+                    const auto both = std::to_integer<int>(from[4 + i % 16]);
+                    row[size(block * 32 + i)] =
+                        widened(scale) * static_cast<float>(i < 16 ? both & 15 : both >> 4) +
+                        widened(low);
+                }
+            }
+            for (std::int64_t c = 0; c < columns; ++c) {
+                float sum = 0;
+                for (std::int64_t i = 0; i < kIn; ++i) sum += row[size(i)] * x[size(c * kIn + i)];
+                out[size(c * kRows + r)] = sum;
+            }
+        }
+        benchmark::DoNotOptimize(out.data());
+    }
+    void count(benchmark::State& state) const {
+        state.counters["FLOP/s"] =
+            benchmark::Counter(static_cast<double>(state.iterations() * 2 * kRows * kIn * columns),
+                               benchmark::Counter::kIsRate);
+    }
+
+    kernels::WeightType type;
+    std::int64_t columns;
+    std::vector<std::byte> weights;
+    std::vector<float> x, memory;
+    kernels::RoundedColumns rounded;
+    std::vector<float> out;
+};
+
+void few(benchmark::State& state, kernels::WeightType type) {
+    Few work(type, state.range(0));
+    for (auto _ : state) work.run(kernels::best_few_columns());
+    work.count(state);
+    state.SetLabel(std::string(kernels::best_few_columns().name));
+}
+void naive_few(benchmark::State& state) {
+    Few work(kernels::WeightType::q4_1, state.range(0));
+    for (auto _ : state) work.run_naive_q4_1();
+    work.count(state);
+}
+BENCHMARK_CAPTURE(few, q4_0, kernels::WeightType::q4_0)->Name("few/q4_0")->Arg(16);
+BENCHMARK_CAPTURE(few, q4_1, kernels::WeightType::q4_1)->Name("few/q4_1")->Arg(1)->Arg(4)->Arg(16);
+BENCHMARK_CAPTURE(few, q5_0, kernels::WeightType::q5_0)->Name("few/q5_0")->Arg(16);
+BENCHMARK_CAPTURE(few, q8_0, kernels::WeightType::q8_0)->Name("few/q8_0")->Arg(16);
+BENCHMARK_CAPTURE(few, q4_K, kernels::WeightType::q4_K)->Name("few/q4_K")->Arg(16);
+BENCHMARK_CAPTURE(few, q6_K, kernels::WeightType::q6_K)->Name("few/q6_K")->Arg(16);
+BENCHMARK(naive_few)->Name("naive/few/q4_1")->Arg(16);
 
 void argmax(benchmark::State& state) {
     const auto logits = random_floats(state.range(0));

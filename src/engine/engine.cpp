@@ -60,6 +60,7 @@ struct StepGraph {
     ggml_context_ptr inputs_context, context;
     ggml_backend_buffer_ptr inputs_buffer;
     ggml_gallocr_ptr allocator;
+    LinearOps products{LinearOps::Use::answers};
     ggml_cgraph* graph = nullptr;
     ggml_tensor* ids = nullptr;        // i32 [tokens]
     ggml_tensor* positions = nullptr;  // i32 [tokens]
@@ -406,7 +407,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     const auto nodes = kNodesPerLayer * (hyper.shape.layers + 1);
     step.context = make_context(nodes);
     auto* c = step.context.get();
-    const GraphBuilder build{c, hyper, weights().weights, nullptr};
+    const GraphBuilder build{c, hyper, weights().weights, &step.products};
     step.graph = ggml_new_graph_custom(c, size(nodes), false);
     auto* x = build.embed(step.ids);
     for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
@@ -526,6 +527,7 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
     if (step.rows != nullptr)
         ggml_backend_tensor_set(step.rows, rows.data(), 0, ggml_nbytes(step.rows));
     attention.prepare(slots, shape.heads.layers);
+    step.products.restart();
     if (auto done = compute->run(step.graph); !done) return done;
     for (std::size_t i = 0, slot = 0; i < items.size(); i += size(slots[slot++].count)) {
         auto& sequence = *items[i].sequence;

@@ -5,8 +5,8 @@
 namespace headkv {
 
 ggml_tensor* GraphBuilder::linear(const Matrix& w, ggml_tensor* x) const {
-    if (long_products != nullptr && long_products->pays(w, x->ne[1])) {
-        return long_products->multiply(context, w, x);
+    if (several != nullptr && several->pays(w, x->ne[1])) {
+        return several->multiply(context, w, x);
     }
     return ggml_mul_mat(context, w.tensor, x);
 }
@@ -17,16 +17,15 @@ ggml_tensor* GraphBuilder::norm(ggml_tensor* x, ggml_tensor* weight) const {
 
 bool GraphBuilder::bf16_inputs(std::initializer_list<const Matrix*> products,
                                std::int64_t columns) const {
-    return long_products != nullptr && long_products->bf16() &&
+    return several != nullptr &&
            std::all_of(products.begin(), products.end(),
-                       [&](const Matrix* w) { return long_products->pays(*w, columns); });
+                       [&](const Matrix* w) { return several->bf16(*w, columns); });
 }
 
 ggml_tensor* GraphBuilder::norm_for(std::initializer_list<const Matrix*> products, ggml_tensor* x,
                                     ggml_tensor* weight) const {
-    return bf16_inputs(products, x->ne[1])
-               ? long_products->norm(context, x, weight, hyper.norm_epsilon)
-               : norm(x, weight);
+    return bf16_inputs(products, x->ne[1]) ? several->norm(context, x, weight, hyper.norm_epsilon)
+                                           : norm(x, weight);
 }
 
 GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_tensor* x,
@@ -63,7 +62,7 @@ ggml_tensor* GraphBuilder::finish_layer(const LayerWeights& layer, ggml_tensor* 
     auto* normed = norm_for({&layer.gate, &layer.up}, x, layer.ffn_norm);
     auto* gate = linear(layer.gate, normed);
     auto* up = linear(layer.up, normed);
-    auto* gated = bf16_inputs({&layer.down}, x->ne[1]) ? long_products->swiglu(context, gate, up)
+    auto* gated = bf16_inputs({&layer.down}, x->ne[1]) ? several->swiglu(context, gate, up)
                                                        : ggml_swiglu_split(context, gate, up);
     return ggml_add_inplace(context, x, linear(layer.down, gated));
 }

@@ -14,7 +14,7 @@ struct GraphBuilder {
     ggml_context* context;
     const Hyper& hyper;
     const Weights& weights;
-    LinearOps* long_products = nullptr;  // for graphs over many tokens on the CPU
+    LinearOps* several = nullptr;  // products with several tokens, in the CPU's own engine
 
     // w x for columns of x [in, tokens] -> [out, tokens]. The one place that decides how a matrix
     // is multiplied.

@@ -1,10 +1,11 @@
-// Products of a quantised matrix with many columns on the CPU, panel by panel of the matrix's rows.
-// Two ways:
-// - exact: a panel is dequantised into a thread's scratch for each chunk and multiplied in f32 by
-//   oneDNN, so activations are never rounded to 8 bits as ggml's quantised products do;
-// - bf16, on CPUs with a matrix unit: a panel is dequantised and packed once a layer and serves
-// every
-//   chunk of the prompt; weights and activations are rounded to bf16, sums are f32.
+// Products of a quantised matrix with several columns on the CPU, panel by panel of the matrix's
+// rows. Three ways:
+// - few: columns are rounded to 8 bits, as ggml's quantised products round them; weights are
+//   unpacked once for all columns (kernels/few_columns.h);
+// - exact, for the many columns of a prompt: a panel is dequantised into a thread's scratch for
+//   each chunk and multiplied in f32 by oneDNN, so that columns are not rounded;
+// - bf16, for the same on CPUs with a matrix unit: a panel is dequantised and packed once a layer
+//   and serves every chunk of the prompt; weights and columns are rounded to bf16, sums are f32.
 #pragma once
 
 #include <ggml.h>
@@ -17,6 +18,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/few_columns.h"
 #include "kernels/tiles.h"
 #include "model/model_impl.h"
 
@@ -40,17 +42,22 @@ private:
 // Plans of the products of one graph; must live until it has been computed.
 class LinearOps {
 public:
-    // `packed`: multiply in bf16 with the panels kept there; null: exact.
-    explicit LinearOps(PackedLayer* packed = nullptr) : packed_(packed) {}
+    enum class Use : std::uint8_t { prompt, answers };
+    // `packed`: multiply many columns in bf16 with the panels kept there; null: exactly.
+    explicit LinearOps(Use use, PackedLayer* packed = nullptr) : use_(use), packed_(packed) {}
 
-    // Whether there is such a product (exact ones need oneDNN) and it pays for so many columns.
+    // Whether there is a product of this kind (exact ones need oneDNN) that pays for so many
+    // columns.
     bool pays(const Matrix& w, std::int64_t columns) const;
 
-    // Whether products are made in bf16: then their inputs may be, too.
-    bool bf16() const { return packed_ != nullptr; }
+    // Whether that product is made in bf16: then its input may be, too.
+    bool bf16(const Matrix& w, std::int64_t columns) const;
 
-    // w x, x f32 or, with bf16(), bf16 [in, columns] -> f32 [out, columns].
+    // w x, x f32 or, with bf16(), bf16 [in, columns] -> f32 [out, columns]. Only where it pays.
     ggml_tensor* multiply(ggml_context* context, const Matrix& w, ggml_tensor* x);
+
+    // Must come before the graph is computed again.
+    void restart();
 
     // Inputs of products, in bf16; x, gate and up f32 [n, columns]. Only with bf16().
     ggml_tensor* norm(ggml_context* context, ggml_tensor* x, ggml_tensor* weight, float epsilon);
@@ -60,9 +67,15 @@ private:
     struct Plan {
         const Matrix* matrix;
         const kernels::TileKernels* unit;
-        PackedLayer::Panels* panels;        // null: exact
+        PackedLayer::Panels* panels;        // null: exact or few
+        std::int64_t columns = 0;           // of few
         std::atomic<std::int64_t> next{0};  // next panel
     };
+    enum class Way : std::uint8_t { ggml, few, many };
+    Way way(const Matrix& w, std::int64_t columns) const;
+    ggml_tensor* multiply_few(ggml_context* context, Plan& plan, ggml_tensor* x);
+    static void compute_few(ggml_tensor* out, int thread, int threads, void* data);
+    static void compute_few_rounding(ggml_tensor* out, int thread, int threads, void* data);
     static void compute(ggml_tensor* out, int thread, int threads, void* data);
     static void compute_bf16(ggml_tensor* out, int thread, int threads, void* data);
     struct Rounding {
@@ -76,8 +89,10 @@ private:
                             ggml_custom_op_t function, float epsilon);
     ggml_tensor* rounded(ggml_context* context, ggml_tensor* x);
 
+    Use use_;
     PackedLayer* packed_;
-    std::map<ggml_tensor*, ggml_tensor*> rounded_;  // x -> x in bf16: q, k and v share one
+    // x -> x in bf16, and in 8 bits: q, k and v share one
+    std::map<ggml_tensor*, ggml_tensor*> rounded_, rounded_few_;
     std::vector<std::unique_ptr<Plan>> plans_;
     std::vector<std::unique_ptr<Rounding>> roundings_;
 };

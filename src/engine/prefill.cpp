@@ -125,7 +125,7 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     const auto end = begin + count;
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    LinearOps products(packed_ ? &*packed_ : nullptr);
+    LinearOps products(LinearOps::Use::prompt, packed_ ? &*packed_ : nullptr);
     const GraphBuilder build{c, hyper, model_.weights, &products};
     const auto& layer = model_.weights.layers[size(layer_)];
     auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);

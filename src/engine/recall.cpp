@@ -126,7 +126,7 @@ Result<void> Turn::begin(std::span<const Token> turn) {
 Result<void> Turn::project(std::int64_t layer) {
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    LinearOps products(nullptr);
+    LinearOps products(LinearOps::Use::prompt);
     const GraphBuilder build{c, model_.hyper, model_.weights, &products};
     auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
     const auto part = build.project(model_.weights.layers[size(layer)],
@@ -178,7 +178,7 @@ Result<void> Turn::attend(std::int64_t layer) {
     attention_.prepare({&slot, 1}, shape_.heads.layers);
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    LinearOps products(nullptr);
+    LinearOps products(LinearOps::Use::prompt);
     const GraphBuilder build{c, model_.hyper, model_.weights, &products};
     auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
     ggml_build_forward_expand(graph, build.finish_layer(model_.weights.layers[size(layer)],

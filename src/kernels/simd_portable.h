@@ -5,11 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/half.h"
+
 namespace headkv::kernels {
 namespace {
-
-float half_to_float(std::uint16_t half);
-std::uint16_t float_to_half_scalar(float value);
 
 struct V {
     typedef float reg __attribute__((vector_size(16)));

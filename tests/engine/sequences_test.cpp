@@ -85,6 +85,40 @@ TEST_F(Sequences, ABatchOfUnequalPromptsEqualsSingleRuns) {
     }
 }
 
+TEST(QuantisedSequences, AStepGivesTheSameToTheBitBesideFewAndMany) {
+    TinyModel quantised;
+    quantised.weight_type = GGML_TYPE_Q4_1;
+    quantised.embedding_type = GGML_TYPE_Q8_0;
+    const TinyPair tiny(quantised);
+    auto& engine = *tiny.engine;
+    const auto config = method_config("snapkv", 30, tiny.model->info().shape);
+    constexpr std::size_t kMany = 17, kFew = 3;
+    std::vector<DecodeInput> many, few, one;
+    for (std::size_t i = 0; i < kMany; ++i) {
+        const auto prompt = random_tokens(40 + static_cast<std::int64_t>(i), 300 + i);
+        const auto prefilled = engine.prefill(prompt, {&config, 1});
+        ASSERT_TRUE(prefilled) << prefilled.error().message;
+        many.push_back({prefilled->sequences.at(0), static_cast<Token>(i)});
+        auto& twins = i < kFew ? few : one;
+        twins.push_back({*engine.copy(many.back().sequence), many.back().token});
+    }
+    for (int round = 0; round < 3; ++round) {
+        ASSERT_TRUE(engine.decode(many));
+        std::vector<std::vector<float>> together;
+        for (std::size_t i = 0; i < kMany; ++i) {
+            const auto logits = engine.logits(i);
+            together.emplace_back(logits.begin(), logits.end());
+        }
+        ASSERT_TRUE(engine.decode(few));
+        for (std::size_t i = 0; i < kFew; ++i) {
+            EXPECT_TRUE(std::ranges::equal(engine.logits(i), together[i])) << i;
+        }
+        ASSERT_TRUE(engine.decode({&one.back(), 1}));
+        // ggml's own product of one column: either is within 0.05 of exact ones (forward_test.cpp)
+        EXPECT_LT(logit_error(engine.logits(0), together.back()), 0.1) << round;
+    }
+}
+
 TEST_F(Sequences, SeveralTokensOfOneSequenceInOneStepEqualOneAfterTheOther) {
     const std::vector<Token> prompt = random_tokens(140, 1), next = random_tokens(9, 2);
     const SequenceId one = sequence(prompt, config("snapkv", 30));
