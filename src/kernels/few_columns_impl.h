@@ -33,6 +33,7 @@ namespace headkv::kernels {
 namespace {
 
 constexpr std::int64_t kRows = V::width;
+// Of 32 values: unpacked at a time, so that they and the columns stay in the L1 cache.
 constexpr std::int64_t kMostBlocks = 16;
 constexpr std::int64_t kMostColumns = 64;  // whose sums are kept at a time
 
