@@ -90,6 +90,17 @@ struct Dwords {
     V::bytes operator[](std::int64_t block) const { return V::load_bytes(at[block]); }
 };
 
+// Asks the L2 cache for the next panel, for as many of its bytes with each block as kRows blocks
+// have. (Into the L1 cache it was slower: that is full of columns and what is unpacked.)
+struct Ahead {
+    const std::byte* from;  // null: nothing follows
+    void ask(std::int64_t block, std::int64_t bytes) const {
+        if (from == nullptr) return;
+        const auto* first = from + block * kRows * bytes;
+        for (std::int64_t i = 0; i < kRows * bytes; i += 64) __builtin_prefetch(first + i, 0, 2);
+    }
+};
+
 template <int bits>
 void put(Panel& to, std::int64_t block, int i, V::bytes u, Kind kind) {
     V::store_bytes(to.u[block][i], kind == Kind::shifted ? u : V::centre<bits>(u));
@@ -98,7 +109,8 @@ void put(Panel& to, std::int64_t block, int i, V::bytes u, Kind kind) {
 // 4 and 5 bits in blocks of 32: [scale f16] [low f16] [fifth bits] 16 bytes, whose low halves are
 // the first 16 values.
 template <WeightType type>
-void unpack_nibbles(const std::byte* from, std::int64_t stride, std::int64_t blocks, Panel& to) {
+void unpack_nibbles(const std::byte* from, std::int64_t stride, std::int64_t blocks, Ahead ahead,
+                    Panel& to) {
     constexpr auto bytes = block_bytes(type);
     constexpr auto kind = Traits<type>::kind;
     constexpr int bits = Traits<type>::bits;
@@ -110,6 +122,7 @@ void unpack_nibbles(const std::byte* from, std::int64_t stride, std::int64_t blo
             return 0;
     }();
     for (std::int64_t block = 0; block < blocks; ++block) {
+        ahead.ask(block, bytes);
         V::store(to.scale[block], V::low_half(scales[block]));
         if (kind == Kind::shifted) V::store(to.other[block], V::high_half(scales[block]));
         const auto packed = turned(from + block * bytes + bytes - 16, stride);
@@ -127,10 +140,12 @@ void unpack_nibbles(const std::byte* from, std::int64_t stride, std::int64_t blo
 }
 
 // [scale f16] 32 signed bytes
-void unpack_bytes(const std::byte* from, std::int64_t stride, std::int64_t blocks, Panel& to) {
+void unpack_bytes(const std::byte* from, std::int64_t stride, std::int64_t blocks, Ahead ahead,
+                  Panel& to) {
     constexpr auto bytes = block_bytes(WeightType::q8_0);
     const Dwords scales(from, stride, bytes, blocks);
     for (std::int64_t block = 0; block < blocks; ++block) {
+        ahead.ask(block, bytes);
         V::store(to.scale[block], V::low_half(scales[block]));
         for (int half = 0; half < 2; ++half) {
             const auto packed = turned(from + block * bytes + 2 + 16 * half, stride);
@@ -160,9 +175,11 @@ void unpack_scales(const Turned& head, Panel& to, std::int64_t block) {
 // 16 bytes of scales, [32 bytes of fifth bits], 128 bytes: of each 32 the low halves are one block
 // of 32 values, the high halves the next. Fifth bits of block i are bits i of the 32 bytes.
 template <WeightType type>
-void unpack_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, Panel& to) {
+void unpack_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, Ahead ahead,
+              Panel& to) {
     constexpr int bits = Traits<type>::bits;
     for (std::int64_t block = 0; block < blocks; block += 8, from += block_bytes(type)) {
+        ahead.ask(block / 8, block_bytes(type));
         unpack_scales(turned(from, stride), to, block);
         for (int half = 0; half < 2; ++half) {
             Turned fifths;
@@ -192,10 +209,12 @@ void unpack_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, P
 // 128 bytes of low halves, 64 bytes of upper pairs of bits, 16 signed scales, their shared f16. Of
 // each 128 values 64 bytes hold the low halves: of values l (low) and l + 64 (high), l < 64; 32
 // bytes hold the upper pairs: of l, l + 32, l + 64, l + 96, l < 32.
-void unpack_q6_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, Panel& to) {
+void unpack_q6_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, Ahead ahead,
+                 Panel& to) {
     constexpr int bits = 6;
     for (std::int64_t block = 0; block < blocks;
          block += 8, from += block_bytes(WeightType::q6_K)) {
+        ahead.ask(block / 8, block_bytes(WeightType::q6_K));
         const Dwords last(from + 206, stride, 0, 1);
         const auto shared = V::high_half(last[0]);
         const auto scales = turned(from + 192, stride);
@@ -224,15 +243,16 @@ void unpack_q6_k(const std::byte* from, std::int64_t stride, std::int64_t blocks
 }
 
 template <WeightType type>
-void unpack(const std::byte* from, std::int64_t stride, std::int64_t blocks, Panel& to) {
+void unpack(const std::byte* from, std::int64_t stride, std::int64_t blocks, Ahead ahead,
+            Panel& to) {
     if constexpr (type == WeightType::q8_0) {
-        unpack_bytes(from, stride, blocks, to);
+        unpack_bytes(from, stride, blocks, ahead, to);
     } else if constexpr (type == WeightType::q6_K) {
-        unpack_q6_k(from, stride, blocks, to);
+        unpack_q6_k(from, stride, blocks, ahead, to);
     } else if constexpr (block_values(type) == 256) {
-        unpack_k<type>(from, stride, blocks, to);
+        unpack_k<type>(from, stride, blocks, ahead, to);
     } else {
-        unpack_nibbles<type>(from, stride, blocks, to);
+        unpack_nibbles<type>(from, stride, blocks, ahead, to);
     }
 }
 
@@ -281,7 +301,8 @@ constexpr auto kAddProducts = []<int... i>(std::integer_sequence<int, i...>) {
 // kRows rows, `stride` bytes apart, with up to kMostColumns columns from `column` on.
 template <WeightType type>
 void multiply_panel(const std::byte* weights, std::int64_t stride, const RoundedColumns& x,
-                    std::int64_t column, std::int64_t columns, float (&sums)[kMostColumns][kRows]) {
+                    std::int64_t column, std::int64_t columns, bool more,
+                    float (&sums)[kMostColumns][kRows]) {
     constexpr auto per_block = block_values(type) / RoundedColumns::kBlock;
     constexpr auto& add = kAddProducts<Traits<type>::kind, Traits<type>::bits>;
     std::memset(sums, 0, static_cast<std::size_t>(columns * kRows) * sizeof(float));
@@ -291,7 +312,10 @@ void multiply_panel(const std::byte* weights, std::int64_t stride, const Rounded
     const auto tiles = (columns + V::columns - 1) / V::columns;
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
         const auto begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
-        unpack<type>(weights + begin * block_bytes(type), stride, (end - begin) * per_block, panel);
+        const auto* from = weights + begin * block_bytes(type);
+        const Ahead ahead{more ? weights + kRows * stride + begin * kRows * block_bytes(type)
+                               : nullptr};
+        unpack<type>(from, stride, (end - begin) * per_block, ahead, panel);
         for (std::int64_t tile = 0; tile < tiles; ++tile) {
             const auto first = columns * tile / tiles, last = columns * (tile + 1) / tiles;
             add[static_cast<std::size_t>(last - first - 1)](panel, begin * per_block,
@@ -310,7 +334,8 @@ void multiply_rows(const std::byte* weights, std::int64_t rows, const RoundedCol
     for (std::int64_t row = 0; row < rows; row += kRows) {
         const auto count = std::min(kRows, rows - row);
         const auto* from = weights + row * stride;
-        if (count < kRows) {  // as many as a panel has, the rest zeros
+        const bool more = row + 2 * kRows <= rows;  // the next panel is whole
+        if (count < kRows) {                        // as many as a panel has, the rest zeros
             thread_local std::vector<std::byte> padded;
             padded.assign(static_cast<std::size_t>(kRows * stride), std::byte{0});
             std::copy_n(from, count * stride, padded.data());
@@ -318,7 +343,7 @@ void multiply_rows(const std::byte* weights, std::int64_t rows, const RoundedCol
         }
         for (std::int64_t part = 0; part < parts; ++part) {
             const auto first = x.columns * part / parts, last = x.columns * (part + 1) / parts;
-            multiply_panel<type>(from, stride, x, first, last - first, sums);
+            multiply_panel<type>(from, stride, x, first, last - first, more && part == 0, sums);
             for (std::int64_t c = first; c < last; ++c) {
                 std::copy_n(sums[c - first], count, out + c * out_stride + row);
             }
