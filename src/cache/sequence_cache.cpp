@@ -117,27 +117,32 @@ Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
     assert(keep.size() == size(shape_.heads) && &from != this);
     auto fresh = allocate(keep, reserve);
     if (!fresh) return tl::unexpected(fresh.error());
-    auto& layer = layers_[size(index)] = std::move(*fresh);
-    const bool same = shape_.type_k == from.shape_.type_k && shape_.type_v == from.shape_.type_v;
-    std::vector<float> key(size(shape_.dim_k)), value(size(shape_.dim_v));
+    layers_[size(index)] = std::move(*fresh);
     for (std::int64_t head = 0; head < shape_.heads; ++head) {
-        const auto& list = keep[size(head)];
-        const auto to = this->head(index, head), rows = from.head(index, head);
-        if (same) {
-            gather(to.keys, rows.keys, list, shape_.key_bytes());
-            gather(to.values, rows.values, list, shape_.value_bytes());
-        }
-        auto& positions = layer.positions[size(head)];
-        for (const auto row : list) {
-            if (!same) {
-                from.load(index, head, row, key.data(), value.data());
-                store(index, head, static_cast<std::int64_t>(positions.size()), key.data(),
-                      value.data());
-            }
-            positions.push_back(from.positions(index, head)[size(row)]);
-        }
+        refill(index, head, from, keep[size(head)]);
     }
     return {};
+}
+
+void SequenceCache::refill(std::int64_t layer, std::int64_t head, const SequenceCache& from,
+                           std::span<const std::int32_t> keep) {
+    const auto to = this->head(layer, head), rows = from.head(layer, head);
+    assert(std::ssize(keep) <= to.capacity && &from != this);
+    const bool same = shape_.type_k == from.shape_.type_k && shape_.type_v == from.shape_.type_v;
+    if (same) {
+        gather(to.keys, rows.keys, keep, shape_.key_bytes());
+        gather(to.values, rows.values, keep, shape_.value_bytes());
+    }
+    std::vector<float> key(size(shape_.dim_k)), value(size(shape_.dim_v));
+    auto& positions = layers_[size(layer)].positions[size(head)];
+    positions.clear();
+    for (const auto row : keep) {
+        if (!same) {
+            from.load(layer, head, row, key.data(), value.data());
+            store(layer, head, std::ssize(positions), key.data(), value.data());
+        }
+        positions.push_back(from.positions(layer, head)[size(row)]);
+    }
 }
 
 Result<void> SequenceCache::grow(std::int64_t reserve) {

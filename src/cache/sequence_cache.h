@@ -50,6 +50,10 @@ public:
     Result<void> fill(std::int64_t layer, const SequenceCache& from,
                       const std::vector<std::vector<std::int32_t>>& keep, std::int64_t reserve);
 
+    // The same for one head in the memory that it has, which must be enough for them.
+    void refill(std::int64_t layer, std::int64_t head, const SequenceCache& from,
+                std::span<const std::int32_t> keep);
+
     // Fresh memory with exactly `reserve` free rows in every head, of all layers or of one; copies
     // what is held. Error (failure): out of memory; every row is still there.
     Result<void> grow(std::int64_t reserve);

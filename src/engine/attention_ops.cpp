@@ -372,15 +372,15 @@ void DecodeAttention::prepare(std::span<const Slot> slots, std::int64_t layers) 
 }
 
 ggml_tensor* DecodeAttention::attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k,
-                                     ggml_tensor* v, std::int64_t layer) {
+                                     ggml_tensor* v, std::int64_t layer, ggml_tensor* after) {
     // One node a layer serves every graph of this engine.
     while (nodes_.size() <= size(layer)) {
         nodes_.push_back(
             std::make_unique<Node>(Node{this, static_cast<std::int64_t>(nodes_.size())}));
     }
-    std::array<ggml_tensor*, 3> sources{q, k, v};
+    std::array<ggml_tensor*, 4> sources{q, k, v, after};
     return ggml_custom_4d(context, GGML_TYPE_F32, shape_.dim_v * shape_.heads.query_heads, q->ne[2],
-                          1, 1, sources.data(), 3, compute, GGML_N_TASKS_MAX,
+                          1, 1, sources.data(), after == nullptr ? 3 : 4, compute, GGML_N_TASKS_MAX,
                           nodes_[size(layer)].get());
 }
 

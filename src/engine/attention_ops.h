@@ -102,9 +102,9 @@ public:
     void prepare(std::span<const Slot> slots, std::int64_t layers);
 
     // q [dim_k, query_heads, tokens], k, v [dim, kv_heads, tokens] -> [dim_v * query_heads,
-    // tokens].
+    // tokens]. `after`: a node that must have run before, or null.
     ggml_tensor* attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                        std::int64_t layer);
+                        std::int64_t layer, ggml_tensor* after = nullptr);
 
 private:
     struct Unit {

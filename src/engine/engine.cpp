@@ -14,6 +14,7 @@
 #include "engine/device_engine.h"
 #include "engine/prefill.h"
 #include "engine/recall.h"
+#include "engine/step_recall.h"
 #include "engine/text_probabilities.h"
 #include "headkv/sampler.h"
 
@@ -41,6 +42,7 @@ struct Sequence {
     std::int64_t tokens = 0;
     std::int64_t plan_bytes = 0;
     std::vector<std::int64_t> kept;  // [layers][heads] rows kept of the prompt
+    std::int64_t since = 0;          // tokens since rows were last selected from the archive
 };
 
 // [layers][heads]
@@ -57,6 +59,7 @@ std::vector<std::int64_t> rows_held(const SequenceCache& cache) {
 // The graph of a step with a given number of tokens and wanted logits; built once, run many times.
 struct StepGraph {
     std::int64_t tokens = 0, outputs = 0;
+    bool recalls = false;  // has nodes for a selection from archives
     ggml_context_ptr inputs_context, context;
     ggml_backend_buffer_ptr inputs_buffer;
     ggml_gallocr_ptr allocator;
@@ -94,6 +97,7 @@ struct Engine::Impl {
     std::int64_t device_bytes = 0;         // of a device's memory, weights included; 0: not limited
     AttentionShape shape;
     DecodeAttention attention{{}};
+    StepRecall step_recall{{}};
     std::map<SequenceId, Sequence> sequences;
     SequenceId next_id = 1;
     std::list<StepGraph> graphs;         // most recently used first
@@ -116,8 +120,11 @@ struct Engine::Impl {
     Result<void> check_recall(const MethodConfig& config) const;
     Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
                               std::int64_t expected_new_tokens) const;
-    Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs);
+    Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs, bool recalls);
     Result<void> make_room(Sequence& sequence);
+    bool selects_now(const Sequence& sequence) const;
+    std::vector<std::int64_t> rows_recalled(const Sequence& sequence) const;
+    std::optional<StepSelection> begin_selection(Sequence& sequence) const;
     Result<std::vector<float>> recall(SequenceId id, std::span<const Token> turn);
     void reselect(Sequence& sequence);
     std::vector<std::vector<float>> observed(const Sequence& sequence, std::int64_t layer,
@@ -126,7 +133,8 @@ struct Engine::Impl {
         std::size_t input;
         Sequence* sequence;
     };
-    Result<void> run_step(std::span<const DecodeInput> inputs, std::span<const Item> items);
+    Result<void> run_step(std::span<const DecodeInput> inputs, std::span<const Item> items,
+                          std::vector<StepSelection> selections);
     Result<void> decode_on_device(std::span<const DecodeInput> inputs,
                                   const std::map<SequenceId, std::vector<std::size_t>>& queue);
     bool holds(SequenceId id) const { return device ? device->holds(id) : sequences.contains(id); }
@@ -145,6 +153,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     impl->shape = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
                    1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
     impl->attention = DecodeAttention(impl->shape);
+    impl->step_recall = StepRecall(impl->shape);
     impl->model = std::move(model);
     impl->options = options;
     impl->compute = std::move(*compute);
@@ -279,14 +288,17 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
                                    : std::max<std::int64_t>(1, config.options.reserve);
         std::optional<SequenceCache> archive;
+        std::int64_t logged = 1;
         if (config.recall && recalls(*method)) {
             auto archive_shape = cache_shape;
             archive_shape.type_k = archive_shape.type_v = row_type(*config.recall);
             archive.emplace(archive_shape);
+            // What a selection while answering looks at, besides the token that makes it.
+            logged = std::max(logged, std::min(reserve, method->observe_answer()) - 1);
         }
         targets.push_back(
             {std::move(*method), reserve, SequenceCache(cache_shape),
-             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, 1),
+             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
              std::move(archive)});
     }
     auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
@@ -340,7 +352,7 @@ Result<PrefillResult> PrefillJob::finish() {
     result.compress_ms = prefill.compress_ms();
     result.scratch_bytes = prefill.scratch_bytes();
     for (auto& target : prefill.targets()) {
-        Sequence sequence{std::move(target), length, length, 0, {}};
+        Sequence sequence{std::move(target), length, length, 0, {}, 0};
         sequence.plan_bytes = sequence.state.cache.held_bytes();
         sequence.kept = rows_held(sequence.state.cache);
         result.sequences.push_back(self.next_id);
@@ -385,9 +397,10 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
 // --- decode
 // ----------------------------------------------------------------------------------------
 
-Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t outputs) {
+Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t outputs,
+                                            bool recalls) {
     for (auto it = graphs.begin(); it != graphs.end(); ++it) {
-        if (it->tokens == tokens && it->outputs == outputs) {
+        if (it->tokens == tokens && it->outputs == outputs && it->recalls == recalls) {
             graphs.splice(graphs.begin(), graphs, it);
             return &graphs.front();
         }
@@ -396,6 +409,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     StepGraph step;
     step.tokens = tokens;
     step.outputs = outputs;
+    step.recalls = recalls;
     step.inputs_context = make_context(4);
     auto* inputs = step.inputs_context.get();
     step.ids = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, tokens);
@@ -413,8 +427,9 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
         const auto& layer_weights = weights().weights.layers[size(layer)];
         const auto part = build.project(layer_weights, x, step.positions);
+        auto* selected = recalls ? step_recall.select(c, part.q, part.k, layer) : nullptr;
         x = build.finish_layer(layer_weights, x,
-                               attention.attend(c, part.q, part.k, part.v, layer));
+                               attention.attend(c, part.q, part.k, part.v, layer, selected));
     }
     if (step.rows != nullptr) x = ggml_get_rows(c, x, step.rows);
     if (outputs > 0) x = step.logits = build.logits(x);
@@ -486,6 +501,45 @@ void Engine::Impl::reselect(Sequence& sequence) {
     }
 }
 
+// Whether the next token of a sequence selects its rows from the archive before it attends: with it
+// the reserve would be full.
+bool Engine::Impl::selects_now(const Sequence& sequence) const {
+    const auto& state = sequence.state;
+    if (!state.archive) return false;
+    return state.cache.room() == 0 || sequence.since + 1 >= state.reserve;
+}
+
+// Rows that each head holds after such a token, as StepSelection has them; 0: the head has dropped
+// nothing and need not. None where that is so for all, or where nothing is to be selected.
+std::vector<std::int64_t> Engine::Impl::rows_recalled(const Sequence& sequence) const {
+    std::vector<std::int64_t> rows;
+    if (!selects_now(sequence)) return rows;
+    bool any = false;
+    for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
+        for (std::int64_t head = 0; head < shape.heads.kv_heads; ++head) {
+            const auto kept = sequence.kept[rows.size()];
+            const auto bound = sequence.state.method.bound(layer, head, kept);
+            rows.push_back(sequence.tokens < bound ? 0 : bound);
+            any = any || rows.back() > 0;
+        }
+    }
+    return any ? rows : std::vector<std::int64_t>();
+}
+
+// What the next token of a sequence selects, if anything; the cache has room for it then.
+std::optional<StepSelection> Engine::Impl::begin_selection(Sequence& sequence) const {
+    auto& state = sequence.state;
+    auto rows = rows_recalled(sequence);
+    if (rows.empty()) return std::nullopt;
+    // Queries since the last selection score this one, as many as the method observes.
+    const auto queries = std::min(state.reserve, state.method.observe_answer());
+    StepSelection selection{&state.method, &*state.archive, &state.cache, &state.log, 0,
+                            queries,       std::move(rows)};
+    StepRecall::drop_rows(selection);
+    sequence.since = -1;  // the step's first token is part of this selection
+    return selection;
+}
+
 Result<void> Engine::Impl::make_room(Sequence& sequence) {
     auto& state = sequence.state;
     if (state.method.recipe().allocate == AllocateStep::all) {
@@ -493,13 +547,14 @@ Result<void> Engine::Impl::make_room(Sequence& sequence) {
         return state.cache.grow(std::max<std::int64_t>(256, sequence.tokens / 8));
     }
     reselect(sequence);
-    state.log.resize(1);
+    if (!state.archive) state.log.resize(1);
     // Heads below their bound (a short prompt) have dropped nothing: they get more memory instead.
     return state.cache.room() > 0 ? Result<void>{} : state.cache.grow(state.reserve);
 }
 
 Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
-                                    std::span<const Item> items) {
+                                    std::span<const Item> items,
+                                    std::vector<StepSelection> selections) {
     std::vector<std::int32_t> ids, positions, rows;
     std::vector<DecodeAttention::Slot> slots;
     std::int64_t outputs = 0;
@@ -508,6 +563,9 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         if (slots.empty() || slots.back().cache != &sequence.state.cache) {
             slots.push_back({&sequence.state.cache, &sequence.state.log,
                              static_cast<std::int64_t>(ids.size()), 0});
+            for (auto& selection : selections) {
+                if (selection.cache == slots.back().cache) selection.first = slots.back().first;
+            }
         }
         positions.push_back(static_cast<std::int32_t>(sequence.tokens + slots.back().count));
         ++slots.back().count;
@@ -519,13 +577,15 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         }
         ids.push_back(inputs[item.input].token);
     }
-    const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs);
+    const bool recalls = !selections.empty();
+    const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs, recalls);
     if (!graph) return tl::unexpected(graph.error());
     auto& step = **graph;
     ggml_backend_tensor_set(step.ids, ids.data(), 0, ggml_nbytes(step.ids));
     ggml_backend_tensor_set(step.positions, positions.data(), 0, ggml_nbytes(step.positions));
     if (step.rows != nullptr)
         ggml_backend_tensor_set(step.rows, rows.data(), 0, ggml_nbytes(step.rows));
+    step_recall.prepare(std::move(selections));
     attention.prepare(slots, shape.heads.layers);
     step.products.restart();
     if (auto done = compute->run(step.graph); !done) return done;
@@ -535,6 +595,7 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         sequence.state.cache.append(sequence.tokens, count);
         sequence.state.log.written += count;
         sequence.tokens += count;
+        sequence.since += count;
         if (!sequence.state.archive) continue;
         if (auto kept = archive_newest(sequence.state, count); !kept) return kept;
     }
@@ -600,11 +661,20 @@ Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
     std::map<SequenceId, std::size_t> done;
     while (true) {
         std::vector<Impl::Item> items;
+        std::vector<StepSelection> selections;
         for (const auto& [id, waiting] : queue) {
             auto& sequence = self.sequences.at(id);
             auto& next = done[id];
             if (next == waiting.size()) continue;
             auto& state = sequence.state;
+            auto most = self.options.chunk;
+            if (auto selection = self.begin_selection(sequence)) {
+                selections.push_back(std::move(*selection));
+            }
+            if (state.archive) {
+                const auto before_next = state.reserve - 1 - sequence.since;
+                most = std::clamp<std::int64_t>(before_next, 1, most);
+            }
             if (state.cache.room() == 0) {
                 if (auto made = self.make_room(sequence); !made) return made;
             }
@@ -619,13 +689,13 @@ Result<void> Engine::decode(std::span<const DecodeInput> inputs) {
                     room -= observe;
                 }
             }
-            const auto some =
-                std::min(waiting.size() - next, size(std::min(room, self.options.chunk)));
+            const auto some = std::min(waiting.size() - next, size(std::min(room, most)));
             for (std::size_t i = 0; i < some; ++i) items.push_back({waiting[next + i], &sequence});
             next += some;
         }
         if (items.empty()) return {};
-        if (auto ran = self.run_step(inputs, items); !ran) return ran;
+        auto ran = self.run_step(inputs, items, std::move(selections));
+        if (!ran) return ran;
     }
 }
 
@@ -662,6 +732,8 @@ Result<std::vector<float>> Engine::Impl::recall(SequenceId id, std::span<const T
     if (!result) return result;
     sequence.tokens = total;
     sequence.kept = rows_held(state.cache);
+    sequence.since = 0;
+    state.method = *method;  // its bounds are the rows held now
     return result;
 }
 
@@ -706,7 +778,8 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
             from.prompt_tokens,
             from.tokens,
             from.plan_bytes,
-            from.kept};
+            from.kept,
+            from.since};
         if (from.state.archive) twin.state.archive = from.state.archive->copy();
         const auto id = impl_->next_id++;
         impl_->sequences.emplace(id, std::move(twin));

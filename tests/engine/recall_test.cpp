@@ -41,6 +41,24 @@ protected:
         EXPECT_TRUE(logits) << (logits ? "" : logits.error().message);
         return logits ? *logits : std::vector<float>();
     }
+    static std::vector<float> step(SequenceId id, Token token) {
+        const DecodeInput input{.sequence = id, .token = token};
+        const auto done = engine().decode({&input, 1});
+        EXPECT_TRUE(done) << (done ? "" : done.error().message);
+        if (!done) return {};
+        return {engine().logits(0).begin(), engine().logits(0).end()};
+    }
+    // [group][rows] of a KV head, of the newest query.
+    static std::vector<float> attention_of_group(SequenceId id, std::int64_t layer,
+                                                 std::int64_t head) {
+        const auto all = engine().attention(id, layer);
+        std::vector<float> flat;
+        for (std::int64_t i = 0; i < shape().group(); ++i) {
+            const auto& part = all[static_cast<std::size_t>(head * shape().group() + i)];
+            flat.insert(flat.end(), part.begin(), part.end());
+        }
+        return flat;
+    }
     static TinyPair* pair_;
 };
 TinyPair* Recall::pair_ = nullptr;
@@ -153,6 +171,166 @@ TEST_F(Recall, MethodsWithoutAttentionKeepNoArchive) {
         engine().release(with);
         engine().release(without);
     }
+}
+
+// The first layer's queries do not depend on what a cache holds: the full cache beside it says what
+// each step must choose.
+TEST_F(Recall, AStepChoosesWhatItsOwnQueryAttendsToMost) {
+    const auto prompt = random_tokens(203, 12);
+    for (const auto type : {StoreStep::f16, StoreStep::q8_0}) {
+        auto asked = config("snapkv", 30, type);
+        asked.options.reserve = 1;
+        const SequenceId id = sequence(prompt, asked);
+        const SequenceId full = sequence(prompt, config("full", 0));
+        const auto method = Method::create(asked, shape(), 203, 1).value();
+        std::size_t same = 0, chosen = 0;  // quantised keys may turn a near tie
+        std::int64_t tokens = 203;
+        for (const Token token : random_tokens(11, 13)) {
+            step(id, token);
+            step(full, token);
+            ++tokens;
+            for (std::int64_t head = 0; head < shape().kv_heads; ++head) {
+                const auto ours = engine().positions(id)[0][static_cast<std::size_t>(head)];
+                const auto right = method.keep_head(attention_of_group(full, 0, head), tokens, 30);
+                EXPECT_EQ(ours.size(), right.size());
+                EXPECT_EQ(ours.back(), tokens - 1);
+                std::vector<std::int32_t> both;
+                std::set_intersection(ours.begin(), ours.end(), right.begin(), right.end(),
+                                      std::back_inserter(both));
+                same += both.size();
+                chosen += right.size();
+            }
+        }
+        EXPECT_GE(static_cast<double>(same),
+                  (type == StoreStep::f16 ? 0.99 : 0.93) * static_cast<double>(chosen));
+        engine().release(id);
+        engine().release(full);
+    }
+}
+
+TEST_F(Recall, AnAnswerHoldsTheBudgetAndTheTokensSince) {
+    const auto row = pair_->model->info().row_bytes * shape().layers * shape().kv_heads;
+    for (const char* name : {"snapkv", "ada-kv", "headkv-r2", "tova", "h2o", "kv-compress"}) {
+        for (const std::int64_t every : {1, 3, 8}) {
+            auto asked = config(name, 30);
+            asked.options.reserve = every;
+            const SequenceId id = sequence(random_tokens(200, 14), asked);
+            ASSERT_EQ(engine().info(id).plan_bytes, 30 * row);
+            std::int64_t done = 0;
+            for (const Token token : random_tokens(21, 15)) {
+                step(id, token);
+                ++done;
+                const auto since = done < every ? done : done % every;
+                EXPECT_EQ(engine().info(id).held_bytes, (30 + since) * row)
+                    << name << every << ' ' << done;
+            }
+            extend(id, random_tokens(20, 16));
+            EXPECT_EQ(engine().info(id).held_bytes, 30 * row) << name;
+            const SequenceId other = engine().copy(id).value();
+            EXPECT_EQ(step(id, 5), step(other, 5)) << name;
+            engine().release(id);
+            engine().release(other);
+            EXPECT_EQ(engine().info(other).archive_bytes, 0);
+        }
+    }
+}
+
+// Rows that an earlier selection dropped come back when the reserve is full.
+TEST_F(Recall, AFullReserveSelectsFromAllRows) {
+    auto asked = config("snapkv", 20);
+    asked.options.reserve = 10;
+    asked.options.window = 4;
+    auto without = asked;
+    without.recall.reset();
+    const auto prompt = random_tokens(200, 17);
+    const SequenceId id = sequence(prompt, asked), other = sequence(prompt, without);
+    const auto before = engine().positions(id);
+    const auto answer = random_tokens(12, 18);
+    for (const Token token : answer) {
+        step(id, token);
+        step(other, token);
+    }
+    bool back = false;
+    const auto after = engine().positions(id), dropped = engine().positions(other);
+    for (std::size_t layer = 0; layer < after.size(); ++layer) {
+        for (std::size_t head = 0; head < after[layer].size(); ++head) {
+            EXPECT_EQ(after[layer][head].size(), 20U + 2U);  // the tenth token chose
+            const auto& held = before[layer][head];
+            for (const auto position : after[layer][head]) {
+                back = back ||
+                       (position < 200 && !std::binary_search(held.begin(), held.end(), position));
+            }
+            for (const auto position : dropped[layer][head]) {
+                EXPECT_TRUE(position >= 200 ||
+                            std::binary_search(held.begin(), held.end(), position));
+            }
+        }
+    }
+    EXPECT_TRUE(back);
+    engine().release(id);
+    engine().release(other);
+}
+
+// With all rows but a few brought back at each step, the answer is nearly that of the full cache.
+TEST_F(Recall, StepsComeNearTheFullCache) {
+    const auto prompt = random_tokens(200, 19);
+    for (const char* name : {"snapkv", "h2o"}) {
+        auto asked = config(name, 190);
+        asked.options.reserve = 1;
+        asked.options.kernel = 1;
+        const SequenceId full = sequence(prompt, config("full", 0)), id = sequence(prompt, asked);
+        for (const Token token : random_tokens(6, 20)) {
+            EXPECT_LT(logit_error(step(id, token), step(full, token)), 0.25) << name;
+        }
+        engine().release(full);
+        engine().release(id);
+    }
+}
+
+TEST_F(Recall, StepsAreTheSameAloneAndAmongSixteen) {
+    for (const char* name : {"snapkv", "headkv-r2", "ada-kv"}) {
+        std::vector<SequenceId> alone, together;
+        for (std::uint64_t i = 0; i < 16; ++i) {
+            auto asked = config(name, 24.0 + static_cast<double>(i));
+            asked.options.reserve = 1 + static_cast<std::int64_t>(i % 3);
+            alone.push_back(sequence(random_tokens(90 + 7 * i, 30 + i), asked));
+            together.push_back(engine().copy(alone.back()).value());
+        }
+        for (const Token token : random_tokens(5, 21)) {
+            std::vector<DecodeInput> inputs;
+            for (const auto id : together) inputs.push_back({.sequence = id, .token = token});
+            ASSERT_TRUE(engine().decode(inputs));
+            std::vector<std::vector<float>> logits;
+            for (std::size_t i = 0; i < inputs.size(); ++i) {
+                logits.emplace_back(engine().logits(i).begin(), engine().logits(i).end());
+            }
+            for (std::size_t i = 0; i < alone.size(); ++i) {
+                EXPECT_LT(logit_error(step(alone[i], token), logits[i]), 1e-3) << name << i;
+                EXPECT_EQ(engine().positions(alone[i]), engine().positions(together[i])) << name;
+            }
+        }
+        for (const auto id : alone) engine().release(id);
+        for (const auto id : together) engine().release(id);
+    }
+}
+
+// Several tokens in one call are chosen for one after the other.
+TEST_F(Recall, TokensOfOneCallSelectAsOneByOne) {
+    auto asked = config("snapkv", 30);
+    asked.options.reserve = 2;
+    const SequenceId one = sequence(random_tokens(200, 22), asked);
+    const SequenceId other = engine().copy(one).value();
+    const auto tokens = random_tokens(7, 23);
+    std::vector<DecodeInput> inputs;
+    for (const Token token : tokens) inputs.push_back({.sequence = one, .token = token});
+    ASSERT_TRUE(engine().decode(inputs));
+    const std::vector<float> last(engine().logits(6).begin(), engine().logits(6).end());
+    std::vector<float> right;
+    for (const Token token : tokens) right = step(other, token);
+    EXPECT_LT(logit_error(last, right), 1e-3);
+    EXPECT_EQ(engine().positions(one), engine().positions(other));
+    engine().release(one);
+    engine().release(other);
 }
 
 TEST_F(Recall, IsRefusedOffTheCpusOwnKernels) {
