@@ -26,7 +26,8 @@ struct MethodFigures {
     std::string title;
     std::string missing;  // why there are no figures; empty: they follow
     MethodConfig config = {};
-    SequenceUse use = {};
+    SequenceUse use = {};            // where a device has several slots
+    SequenceUse alone = {};          // and where it has one
     std::int64_t most = 0;           // sequences that fit; -1: not even the model
     std::vector<Point> points = {};  // one, the most, and --slots where it is given; ascending
     MemoryUse memory = {};           // with the most, or with one where none fits
@@ -49,13 +50,12 @@ double answer_seconds(const Figures& figures, const Point& point) {
 Point point_of(const Figures& figures, const MethodFigures& method, DeviceLoad load,
                std::int64_t sequences) {
     load.sequences = sequences;
+    const auto& use = sequences == 1 ? method.alone : method.use;
     Point point;
     point.sequences = sequences;
-    point.bytes =
-        figures.rates.context_bytes + memory_use(figures.model, load, {&method.use, 1}).total();
+    point.bytes = figures.rates.context_bytes + memory_use(figures.model, load, {&use, 1}).total();
     // An answer is half done on the mean.
-    point.step =
-        step_cost(figures.model, method.use, sequences, figures.new_tokens / 2, figures.rates);
+    point.step = step_cost(figures.model, use, sequences, figures.new_tokens / 2, figures.rates);
     point.tokens_per_second = static_cast<double>(sequences) / point.step.seconds();
     return point;
 }
@@ -67,9 +67,12 @@ Result<MethodFigures> figures_of(const CapacityArguments& arguments, const Figur
     if (!config) return tl::unexpected(config.error());
     method.config = std::move(*config);
     method.title = method_title(written, method.config.store);
-    const auto use = sequence_use(figures.model, method.config, figures.prompt, figures.new_tokens);
-    if (!use) return tl::unexpected(use.error());
-    method.use = *use;
+    for (const bool alone : {false, true}) {
+        const auto use = sequence_use(figures.model, method.config, figures.prompt,
+                                      figures.new_tokens, alone ? 1 : 2);
+        if (!use) return tl::unexpected(use.error());
+        (alone ? method.alone : method.use) = *use;
+    }
     const DeviceLoad load{.methods = {method.config},
                           .prompt = figures.prompt,
                           .new_tokens = figures.new_tokens,

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <set>
-#include <tuple>
 
 #include "engine/device_engine.h"
-#include "method/layout.h"
+#include "engine/head_places.h"
 
 namespace headkv {
 
@@ -17,17 +17,6 @@ constexpr std::int64_t kF32 = 4, kF16 = 2, kI32 = 4;
 constexpr double kMicro = 1e-6;
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }
-
-// The method as a device makes it.
-Result<Method> method_on_device(const ModelInfo& model, MethodConfig config, std::int64_t prompt) {
-    if (config.layout == RowLayout()) config.layout = DeviceEngine::layout();
-    const auto bytes = row_bytes(config.store, model.head_dim_k, model.head_dim_v);
-    if (!bytes) return tl::unexpected(bytes.error());
-    auto method = Method::create(config, model.shape, prompt, *bytes);
-    if (!method) return method;
-    if (auto can = DeviceEngine::supports(*method); !can) return tl::unexpected(can.error());
-    return method;
-}
 
 // Memory of the chunk that takes most, and of the observation and compaction behind a layer; ggml
 // reuses it, see WorkMemory.
@@ -170,7 +159,7 @@ std::string what_fits(const ModelInfo& model, const DeviceLoad& load, std::int64
 Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoad& load) {
     std::vector<SequenceUse> uses;
     for (const auto& config : load.methods) {
-        auto use = sequence_use(model, config, load.prompt, load.new_tokens);
+        auto use = sequence_use(model, config, load.prompt, load.new_tokens, load.sequences);
         if (!use) return tl::unexpected(use.error());
         uses.push_back(*use);
     }
@@ -186,12 +175,14 @@ std::int64_t usable_bytes(const FreeMemory& memory) {
 }
 
 Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
-                                 std::int64_t prompt, std::int64_t new_tokens) {
-    const auto method = method_on_device(model, config, prompt);
+                                 std::int64_t prompt, std::int64_t new_tokens, std::int64_t slots) {
+    const auto row = row_bytes(config.store, model.head_dim_k, model.head_dim_v);
+    if (!row) return tl::unexpected(row.error());
+    const auto bytes = *row;
+    const auto method = DeviceEngine::method_for(config, model.shape, prompt, bytes, slots);
     if (!method) return tl::unexpected(method.error());
     const bool grows = method->recipe().allocate == AllocateStep::all;
     const auto reserve = std::max<std::int64_t>(1, grows ? new_tokens : config.options.reserve);
-    const auto bytes = *row_bytes(config.store, model.head_dim_k, model.head_dim_v);
     const auto& plan = method->plan();
     SequenceUse use;
     use.mixed = config.store.keys != config.store.values;
@@ -207,25 +198,24 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
                     model.head_dim_k * kF16;
     use.shared = !method->rows_follow_prompt();
-    std::set<std::tuple<std::int64_t, std::int64_t>> classes;  // heads and rows: they share a mask
+    const auto& layout = method->config().layout;
+    std::set<std::vector<std::int64_t>> classes;  // rows kept by heads that share a mask
     for (std::int64_t layer = 0; layer < plan.layers; ++layer) {
         const auto rows = std::span(plan.rows).subspan(static_cast<std::size_t>(layer * plan.heads),
                                                        static_cast<std::size_t>(plan.heads));
-        for (const auto& group : group_heads(rows, method->config().layout)) {
-            const auto heads = static_cast<std::int64_t>(group.heads.size());
-            const auto capacity = whole_blocks(group.rows + reserve);
-            use.allocated_bytes += heads * capacity * bytes;
-            use.largest_group = std::max(use.largest_group, heads * group.rows);
+        for (const auto& places : place_heads(rows, layout, reserve)) {
+            use.allocated_bytes += places.rows(1) * bytes;
+            use.largest_group =
+                std::max(use.largest_group,
+                         std::accumulate(places.kept.begin(), places.kept.end(), std::int64_t{0}));
             use.converted_bytes =
-                std::max(use.converted_bytes, heads * capacity * converted_peak(k, v, use.mixed));
-            if (!group.even || classes.insert({heads, group.rows}).second) {
-                use.mask_bytes += heads * capacity * kF16;
-            }
+                std::max(use.converted_bytes, places.read() * converted_peak(k, v, use.mixed));
+            if (classes.insert(places.kept).second) use.mask_bytes += places.read() * kF16;
             ++use.groups;
         }
     }
     // The heads of a layer will differ, whatever the budget looks like.
-    if (!use.shared && !method->runs_as_full())
+    if (!use.shared && !method->runs_as_full() && layout.groups > 0)
         use.groups = std::min<std::int64_t>(2, plan.heads) * plan.layers;
     return use;
 }

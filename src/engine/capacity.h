@@ -60,11 +60,11 @@ struct SequenceUse {
     std::int64_t rows = 0;             // of all heads
     std::int64_t plan_bytes = 0;       // of these rows: `kv.bytes`
     std::int64_t row_bytes = 0;        // of a row of one head, as stored
-    std::int64_t allocated_bytes = 0;  // with the reserve, in the layout's blocks
+    std::int64_t allocated_bytes = 0;  // with the reserve, as place_heads() has it
     std::int64_t mask_bytes = 0;
     std::int64_t log_bytes = 0;        // of the queries that cut a long answer back
     std::int64_t reserve = 0;          // rows that a head may gain while decoding
-    std::int64_t groups = 0;           // of heads, over all layers
+    std::int64_t groups = 0;           // of heads, each an attention call, over all layers
     std::int64_t largest_group = 0;    // rows of the prompt in one group
     std::int64_t converted_bytes = 0;  // quantised rows: their copies in a step, one group
     std::int64_t converted_row = 0;    // of a row of one head: what of it is converted, as f16
@@ -74,10 +74,10 @@ struct SequenceUse {
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }
 };
 // Errors (bad_input): those of Method::create. For methods whose plan follows the prompt (ada-kv)
-// the bytes are those of the budget; where that is below three blocks a head, the heads
-// that get more may make it a block a head more.
+// the bytes are those of the budget: what their heads get may take 1/32 and a block a layer more.
+// `slots`: of the engine, which places the heads accordingly (device_layout).
 Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& config,
-                                 std::int64_t prompt, std::int64_t new_tokens);
+                                 std::int64_t prompt, std::int64_t new_tokens, std::int64_t slots);
 
 // Bytes at the worst moment: a prompt is being read while all sequences are held.
 struct MemoryUse {

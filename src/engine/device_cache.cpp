@@ -12,7 +12,8 @@ namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
-constexpr std::uint16_t kMinusInfinity = 0xFC00;  // f16
+// f16. The lowest number hides a row as well as -inf does: its weight is 0 beside any other's.
+constexpr std::uint16_t kMinusInfinity = 0xFC00, kLowest = 0xFBFF;
 
 }  // namespace
 
@@ -42,50 +43,54 @@ Result<void> DeviceCache::allocate(ggml_context_ptr context, Buffers& into) {
     return {};
 }
 
-Result<std::size_t> DeviceCache::find_class(const HeadGroup& group) {
-    const auto capacity = whole_blocks(group.rows + shape_.reserve);
-    const auto heads = static_cast<std::int64_t>(group.heads.size());
-    for (std::size_t i = 0; group.even && i < classes_.size(); ++i) {
-        const Class& other = classes_[i];
-        if (other.even && other.heads == heads && other.kept == group.rows) return i;
+Result<std::size_t> DeviceCache::find_class(HeadPlaces places) {
+    for (std::size_t i = 0; i < classes_.size(); ++i) {
+        const auto& other = classes_[i].places;
+        const bool same = other.kept == places.kept && other.capacity == places.capacity &&
+                          other.first == places.first && other.stride == places.stride;
+        if (same && other.window == places.window) return i;
     }
     assert(masks_ == nullptr && "every layer is there once masks are one");
-    Class made{heads, group.rows, capacity, group.even, nullptr, 0, {}};
+    Class made{std::move(places), nullptr, 0, {}};
+    const auto columns = made.heads() * shape_.slots;
     auto context = make_context(2);
-    made.mask =
-        ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, capacity, 1, 1, heads * shape_.slots);
+    made.mask = ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, made.places.window, 1, 1, columns);
     if (auto done = allocate(std::move(context), mask_buffers_); !done) {
         return tl::unexpected(done.error());
     }
-    made.count.assign(size(heads * shape_.slots), 0);
+    made.count.assign(size(columns), 0);
     for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(made, slot);
     classes_.push_back(std::move(made));
     return classes_.size() - 1;
 }
-
-Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const HeadGroup> groups) {
+Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int64_t> rows) {
     auto& place = layers_[size(layer)];
     if (!place.groups.empty()) return {};
+    assert((shape_.layout.groups > 0 || shape_.slots == 1) && "windows reach beyond a slot");
     Layer made;
+    const auto groups = place_heads(rows, shape_.layout, shape_.reserve);
     auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 3);
-    std::int64_t rows = 0;
-    for (const HeadGroup& group : groups) {
+    std::int64_t total = 0;
+    for (const HeadPlaces& group : groups) {
         const auto row_class = find_class(group);
         if (!row_class) return tl::unexpected(row_class.error());
-        const Class& about = classes_[*row_class];
-        made.groups.push_back({group.heads, *row_class, nullptr, nullptr, rows});
-        rows += about.capacity * about.heads * shape_.slots;
+        made.groups.push_back({group.heads, *row_class, nullptr, nullptr, total});
+        total += group.rows(shape_.slots);
     }
-    made.keys = ggml_new_tensor_2d(context.get(), shape_.type_k, shape_.attention.dim_k, rows);
-    made.values = ggml_new_tensor_2d(context.get(), shape_.type_v, shape_.attention.dim_v, rows);
+    made.keys = ggml_new_tensor_2d(context.get(), shape_.type_k, shape_.attention.dim_k, total);
+    made.values = ggml_new_tensor_2d(context.get(), shape_.type_v, shape_.attention.dim_v, total);
     bytes_ += static_cast<std::int64_t>(ggml_nbytes(made.keys) + ggml_nbytes(made.values));
     for (Group& group : made.groups) {
-        const Class& about = classes_[group.row_class];
+        const auto& places = classes_[group.row_class].places;
         const auto part = [&](ggml_tensor* all) {
-            const auto head_bytes = size(about.capacity) * all->nb[1];
-            return ggml_view_4d(context.get(), all, all->ne[0], about.capacity, 1,
-                                about.heads * shape_.slots, all->nb[1], head_bytes, head_bytes,
-                                size(group.first_row) * all->nb[1]);
+            // ggml holds a view for as large as its shape, which windows that overlap are not: the
+            // last dimension is set by hand.
+            const auto stride = size(places.stride) * all->nb[1];
+            auto* view =
+                ggml_view_4d(context.get(), all, all->ne[0], places.window, 1, 1, all->nb[1],
+                             stride, stride, size(group.first_row) * all->nb[1]);
+            view->ne[3] = std::ssize(places.heads) * shape_.slots;
+            return view;
         };
         group.keys = part(made.keys);
         group.values = part(made.values);
@@ -93,6 +98,15 @@ Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const HeadGrou
     if (auto done = allocate(std::move(context), buffers_); !done) return done;
     place = std::move(made);
     return {};
+}
+
+std::vector<std::int64_t> DeviceCache::rows_kept(std::int64_t layer) const {
+    std::vector<std::int64_t> rows(size(shape_.attention.heads.kv_heads));
+    for (const Group& group : layers_[size(layer)].groups) {
+        const auto& kept = classes_[group.row_class].places.kept;
+        for (std::size_t i = 0; i < kept.size(); ++i) rows[size(group.heads[i])] = kept[i];
+    }
+    return rows;
 }
 
 Result<ggml_tensor*> DeviceCache::log() {
@@ -122,21 +136,30 @@ std::int64_t DeviceCache::span() const {
 void DeviceCache::set_counts(std::size_t row_class, std::int64_t slot,
                              std::span<const std::int32_t> counts) {
     Class& about = classes_[row_class];
-    assert(static_cast<std::int64_t>(counts.size()) == about.heads);
-    for (std::int64_t head = 0; head < about.heads; ++head) {
-        assert(counts[size(head)] <= about.capacity);
-        about.count[size(slot * about.heads + head)] = counts[size(head)];
+    assert(std::ssize(counts) == about.heads());
+    for (std::int64_t head = 0; head < about.heads(); ++head) {
+        const auto at = slot * about.heads() + head;
+        about.count[size(at)] = counts[size(head)];
+        assert(about.room(at) >= 0);
     }
     upload_mask(about, slot);
 }
 
 void DeviceCache::upload_mask(const Class& about, std::int64_t slot) {
-    std::vector<std::uint16_t> mask(size(about.capacity * about.heads), kMinusInfinity);
-    for (std::int64_t head = 0; head < about.heads; ++head) {
+    const auto& places = about.places;
+    std::vector<std::uint16_t> mask(size(places.window * about.heads()), kMinusInfinity);
+    for (std::int64_t head = 0; head < about.heads(); ++head) {
+        const auto begin = mask.begin() + head * places.window;
+        const auto first = places.first[size(head)];
         // A slot that nobody has used yet sees its first row, which is 0: attention over nothing is
         // NaN, and NaN in a masked row still spoils a sum.
-        const auto seen = std::max(1, about.count[size(slot * about.heads + head)]);
-        std::fill_n(mask.begin() + head * about.capacity, seen, std::uint16_t{0});
+        const auto seen = std::max(1, about.count[size(slot * about.heads() + head)]);
+        std::fill_n(begin + first, seen, std::uint16_t{0});
+        // ggml's CUDA backend looks for the last block with a number above -inf, from the end, one
+        // block after the other: reading a few blocks in vain takes less time than finding out.
+        if (first + places.capacity[size(head)] + kRowBlock <= places.window) {
+            begin[places.window - 1] = kLowest;
+        }
     }
     const auto bytes = mask.size() * sizeof(std::uint16_t);
     ggml_backend_tensor_set(about.mask, mask.data(), size(slot) * bytes, bytes);
@@ -147,16 +170,16 @@ Result<ggml_tensor*> DeviceCache::masks() {
     std::int64_t rows = 0;
     for (Class& about : classes_) {
         about.first_mask = rows;
-        rows += about.capacity * about.heads * shape_.slots;
+        rows += about.places.window * about.heads() * shape_.slots;
     }
     auto context = make_context(static_cast<std::int64_t>(classes_.size()) + 2);
     auto* all = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 1, rows);
     std::vector<ggml_tensor*> parts;
     for (const Class& about : classes_) {
-        const auto head_bytes = size(about.capacity) * sizeof(std::uint16_t);
-        parts.push_back(ggml_view_4d(context.get(), all, about.capacity, 1, 1,
-                                     about.heads * shape_.slots, head_bytes, head_bytes, head_bytes,
-                                     size(about.first_mask) * sizeof(std::uint16_t)));
+        const auto head_bytes = size(about.places.window) * sizeof(std::uint16_t);
+        parts.push_back(ggml_view_4d(context.get(), all, about.places.window, 1, 1,
+                                     about.heads() * shape_.slots, head_bytes, head_bytes,
+                                     head_bytes, size(about.first_mask) * sizeof(std::uint16_t)));
     }
     Buffers joined;
     if (auto done = allocate(std::move(context), joined); !done) {
@@ -173,8 +196,8 @@ Result<ggml_tensor*> DeviceCache::masks() {
 std::int64_t DeviceCache::room(std::int64_t slot) const {
     auto room = std::numeric_limits<std::int64_t>::max();
     for (const Class& about : classes_) {
-        for (std::int64_t head = 0; head < about.heads; ++head) {
-            room = std::min(room, about.capacity - about.count[size(slot * about.heads + head)]);
+        for (std::int64_t head = 0; head < about.heads(); ++head) {
+            room = std::min(room, about.room(slot * about.heads() + head));
         }
     }
     return room;
@@ -182,7 +205,7 @@ std::int64_t DeviceCache::room(std::int64_t slot) const {
 
 std::int64_t DeviceCache::heads_of_classes() const {
     std::int64_t heads = 0;
-    for (const Class& about : classes_) heads += about.heads;
+    for (const Class& about : classes_) heads += about.heads();
     return heads;
 }
 
@@ -200,10 +223,11 @@ bool DeviceCache::holds(const std::vector<std::vector<std::int32_t>>& keep,
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
         for (const Group& group : layers_[layer].groups) {
             std::vector<std::int64_t> mine;
-            for (const auto head : group.heads) {
-                const auto& list = keep[layer * size(kv_heads) + size(head)];
-                mine.push_back(static_cast<std::int64_t>(list.size()));
-                if (mine.back() >= classes_[group.row_class].capacity) return false;
+            const auto& capacity = classes_[group.row_class].places.capacity;
+            for (std::size_t i = 0; i < group.heads.size(); ++i) {
+                const auto& list = keep[layer * size(kv_heads) + size(group.heads[i])];
+                mine.push_back(std::ssize(list));
+                if (mine.back() >= capacity[i]) return false;
             }
             auto& known = counts[group.row_class];
             if (known.empty()) known = mine;

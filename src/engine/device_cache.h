@@ -1,7 +1,8 @@
 // Rows of several sequences of the same plan in a device's memory, for ggml's own operations: the
-// heads of a layer lie in few groups of equal capacity, K and V of a group are one tensor
-// [head_dim, capacity, 1, heads x slots], slot by slot, and a layer's groups lie one behind the
-// other: one call stores a token's rows of all of them. What is not filled yet is masked out.
+// heads of a layer lie in few groups, each of which one attention call takes (head_places.h): K and
+// V of a group are one tensor [head_dim, window, 1, heads x slots], slot by slot, and a layer's
+// groups lie one behind the other: one call stores a token's rows of all of them. What is another
+// head's or not filled yet is masked out.
 #pragma once
 
 #include <ggml-backend.h>
@@ -14,38 +15,42 @@
 #include <vector>
 
 #include "engine/attention_ops.h"
+#include "engine/head_places.h"
 #include "headkv/error.h"
 #include "headkv/method.h"
-#include "method/layout.h"
 
 namespace headkv {
-
-// What ggml's CUDA attention wants: row capacities, and the starts of prefill chunks, in such
-// blocks.
-constexpr std::int64_t kRowBlock = 256;
-constexpr std::int64_t whole_blocks(std::int64_t rows) {
-    return (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
-}
 
 class DeviceCache {
 public:
     // Heads whose rows are filled in step, in any number of layers: they share a mask.
     struct Class {
-        std::int64_t heads = 0, kept = 0, capacity = 0;
-        bool even = false;                // all its heads hold the same number of rows of a prompt
-        ggml_tensor* mask = nullptr;      // f16 [capacity, 1, 1, heads x slots]: 0 or -inf
+        HeadPlaces places;                // `heads` are those of one of the layers
+        ggml_tensor* mask = nullptr;      // f16 [window, 1, 1, heads x slots]: 0 or closed
         std::int64_t first_mask = 0;      // its place in masks()
         std::vector<std::int32_t> count;  // [slots][heads] rows held
+
+        std::int64_t heads() const { return std::ssize(places.heads); }
+        // Of [slots][heads]: where its rows begin in masks().
+        std::int64_t mask_row(std::int64_t at) const {
+            return first_mask + at * places.window +
+                   places.first[static_cast<std::size_t>(at % heads())];
+        }
+        std::int64_t room(std::int64_t at) const {
+            return places.capacity[static_cast<std::size_t>(at % heads())] -
+                   count[static_cast<std::size_t>(at)];
+        }
     };
     struct Group {
         std::vector<std::int32_t> heads;  // KV heads, sorted
         std::size_t row_class = 0;
-        ggml_tensor *keys = nullptr, *values = nullptr;  // [dim, capacity, 1, heads x slots]
+        ggml_tensor *keys = nullptr, *values = nullptr;  // [dim, window, 1, heads x slots]
         std::int64_t first_row = 0;                      // its place in the layer's rows
 
         // Of a slot's head, counted within the group, in the layer's rows.
         std::int64_t row(const Class& about, std::int64_t slot, std::int64_t head) const {
-            return first_row + (slot * about.heads + head) * about.capacity;
+            return first_row + (slot * about.heads() + head) * about.places.stride +
+                   about.places.first[static_cast<std::size_t>(head)];
         }
     };
     struct Layer {
@@ -58,14 +63,17 @@ public:
         std::int64_t reserve = kRowBlock;  // rows that a head may hold beyond those of the prompt
         std::int64_t slots = 1;
         std::int64_t observe = 0;  // queries of a sequence that its log holds
+        RowLayout layout = {};     // of place_heads(): without groups, one slot only
     };
 
     DeviceCache(ggml_backend_t backend, const Shape& shape);
 
     const Shape& shape() const { return shape_; }
-    // The memory of a layer whose heads lie in `groups`. Nothing happens where the layer is there
-    // already. Error (failure): out of memory.
-    Result<void> add_layer(std::int64_t layer, std::span<const HeadGroup> groups);
+    // The memory of a layer whose heads keep `rows` of the prompt. Nothing happens where the layer
+    // is there already. Error (failure): out of memory.
+    Result<void> add_layer(std::int64_t layer, std::span<const std::int64_t> rows);
+    // The same rows again, for a cache with more room.
+    std::vector<std::int64_t> rows_kept(std::int64_t layer) const;
     const Layer& layer(std::int64_t layer) const;
     // The masks of all classes in one tensor, f16 [1, rows]: one call opens a step's rows. Once
     // every layer is there. Error (failure): out of memory.
@@ -76,6 +84,7 @@ public:
     Result<ggml_tensor*> log();
     bool has_log() const { return log_ != nullptr; }
     Class& row_class(std::size_t index) { return classes_[index]; }
+    const Class& row_class(std::size_t index) const { return classes_[index]; }
     std::size_t classes() const { return classes_.size(); }
     std::int64_t heads_of_classes() const;  // of all of them
     // Whether two layers' heads lie at the same rows and are filled in step.
@@ -99,7 +108,7 @@ public:
     std::int64_t row_bytes() const;
 
 private:
-    Result<std::size_t> find_class(const HeadGroup& group);
+    Result<std::size_t> find_class(HeadPlaces places);
     void upload_mask(const Class& about, std::int64_t slot);
     using Buffers = std::vector<ggml_backend_buffer_ptr>;
     Result<void> allocate(ggml_context_ptr context, Buffers& into);

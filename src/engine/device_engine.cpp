@@ -142,13 +142,16 @@ struct DeviceEngine::Attention {
         std::int64_t done = 0;
         for (const auto& one : held.groups) {
             const auto& about = cache.row_class(one.row_class);
-            const auto columns = about.heads * slots;
+            const auto columns = about.heads() * slots;
             auto* q = ggml_view_4d(c, queries, shape.dim_k, 1, group, columns, queries->nb[1],
                                    size(shape.dim_k) * sizeof(float), queries->nb[1],
                                    size(done) * queries->nb[1]);
             const auto used = [&](ggml_tensor* rows) {
-                return ggml_view_4d(c, rows, rows->ne[0], rows->ne[1], 1, columns, rows->nb[1],
-                                    rows->nb[2], rows->nb[3], 0);
+                // The last dimension by hand, as in DeviceCache::add_layer.
+                auto* view = ggml_view_4d(c, rows, rows->ne[0], rows->ne[1], 1, 1, rows->nb[1],
+                                          rows->nb[2], rows->nb[3], 0);
+                view->ne[3] = columns;
+                return view;
             };
             auto* attended = compute.attend(c, q, used(one.keys), used(one.values),
                                             used(about.mask), shape.scale);
@@ -187,9 +190,11 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
         std::max<std::int64_t>(options_.keep_queries ? 1 : 0, method.observe_answer());
     std::string key;
     if (!method.rows_follow_prompt()) {
-        key = fmt::format("{} {} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
-                          ggml_type_name(ggml_type_of(config.store.values)), whole_blocks(reserve),
-                          observe);
+        // Whole blocks of a group have room for others.
+        const auto room = config.layout.groups > 0 ? whole_blocks(reserve) : reserve;
+        key = fmt::format("{} {} {}x{} {} {}", ggml_type_name(ggml_type_of(config.store.keys)),
+                          ggml_type_name(ggml_type_of(config.store.values)), config.layout.multiple,
+                          config.layout.groups, room, observe);
         for (const auto rows : method.plan().rows) key += fmt::format(" {}", rows);
         // A cache whose slots are all taken stays with its sequences; the next ones get another.
         const auto found = caches_.find(key);
@@ -201,13 +206,32 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
                                    ggml_type_of(config.store.values),
                                    reserve,
                                    key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots),
-                                   observe};
+                                   observe,
+                                   config.layout};
     auto cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
     if (!key.empty()) caches_[key] = cache;
     return {cache, cache->take_slot()};
 }
 
+Result<Method> DeviceEngine::method_for(const MethodConfig& config, const HeadShape& shape,
+                                        std::int64_t prompt_tokens, std::int64_t row_bytes,
+                                        std::int64_t slots) {
+    auto method = Method::create(config, shape, prompt_tokens, row_bytes);
+    if (!method) return method;
+    if (auto can = supports(*method); !can) return tl::unexpected(can.error());
+    if (config.layout != RowLayout()) return method;
+    MethodConfig placed = config;
+    placed.layout = device_layout(*method, row_bytes, slots);
+    if (placed.layout == config.layout) return method;
+    return Method::create(placed, shape, prompt_tokens, row_bytes);
+}
+
 Result<void> DeviceEngine::supports(const Method& method) {
+    if (method.recipe().allocate == AllocateStep::global) {
+        return bad_input(
+            "{} lets the rows of all layers compete, which a device does not: use --device cpu",
+            method.recipe().name);
+    }
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.
@@ -232,14 +256,11 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     const auto& hyper = model_->impl().hyper;
     // All that may fail comes before the first slot is taken.
     std::vector<Method> methods;
-    for (MethodConfig config : configs) {
-        if (config.layout == RowLayout()) config.layout = layout();
+    for (const MethodConfig& config : configs) {
         const auto bytes = row_bytes(config.store, hyper.head_dim_k, hyper.head_dim_v);
         if (!bytes) return tl::unexpected(bytes.error());
-        auto method =
-            Method::create(config, hyper.shape, static_cast<std::int64_t>(prompt.size()), *bytes);
+        auto method = method_for(config, hyper.shape, std::ssize(prompt), *bytes, options_.slots);
         if (!method) return tl::unexpected(method.error());
-        if (auto can = supports(*method); !can) return tl::unexpected(can.error());
         methods.push_back(std::move(*method));
     }
     std::vector<DeviceTarget> targets;
@@ -507,16 +528,16 @@ void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& 
     // A slot that waits writes where it will write next, and keeps it masked; one that is free
     // keeps seeing something. What a free slot holds is nobody's.
     const auto next_row = [](const DeviceCache::Class& about, std::int64_t at) {
-        return std::min<std::int64_t>(about.count[size(at)], about.capacity - 1);
+        return about.count[size(at)] - (about.room(at) > 0 ? 0 : 1);
     };
     auto behind = next + 2 * heads;
     for (const auto layer : step.patterns[which]) {
         for (const auto& group : cache.layer(layer).groups) {
             const auto& about = cache.row_class(group.row_class);
             for (std::int64_t slot = 0; slot < share.slots; ++slot) {
-                for (std::int64_t i = 0; i < about.heads; ++i) {
+                for (std::int64_t i = 0; i < about.heads(); ++i) {
                     const auto row =
-                        group.row(about, slot, i) + next_row(about, slot * about.heads + i);
+                        group.row(about, slot, i) + next_row(about, slot * about.heads() + i);
                     packed[behind + size(slot * shape_.heads.kv_heads + group.heads[size(i)])] =
                         static_cast<std::int32_t>(row);
                 }
@@ -526,10 +547,10 @@ void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& 
     }
     for (std::size_t i = 0; i < cache.classes(); ++i) {
         auto& about = cache.row_class(i);
-        for (std::int64_t at = 0; at < about.heads * share.slots; ++at, ++next) {
-            const bool active = inputs[size(at / about.heads)] != nullptr;
+        for (std::int64_t at = 0; at < about.heads() * share.slots; ++at, ++next) {
+            const bool active = inputs[size(at / about.heads())] != nullptr;
             const auto row = next_row(about, at);
-            packed[next] = static_cast<std::int32_t>(about.first_mask + at * about.capacity + row);
+            packed[next] = static_cast<std::int32_t>(about.mask_row(at) + row);
             packed[next + heads] = active || row == 0 ? 0 : closed;
             if (active) ++about.count[size(at)];
         }
@@ -543,6 +564,17 @@ void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& 
             input == nullptr ? cache.shape().slots * ring  // nobody's
                              : slot * ring + sequences_.at(input->sequence).logged % ring);
     }
+}
+
+std::int64_t DeviceEngine::step_nodes() const {
+    std::int64_t nodes = 0;
+    for (int i = 0; !steps_.empty() && i < ggml_graph_n_nodes(steps_.front().graph); ++i) {
+        const auto op = ggml_graph_node(steps_.front().graph, i)->op;
+        const bool free = op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
+                          op == GGML_OP_PERMUTE;
+        if (!free) ++nodes;
+    }
+    return nodes;
 }
 
 std::span<const float> DeviceEngine::logits(std::size_t input) const {
@@ -567,44 +599,44 @@ void DeviceEngine::release(SequenceId id) {
     sequences_.erase(found);
 }
 
-// All rows of a sequence into a slot of a cache with the same groups and at least its capacities.
+// All rows of a sequence into a slot of a cache of the same layout with at least its capacities.
 Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot) {
     const auto layers = shape_.heads.layers;
-    // Of each of two groups, keys and values: both sides' rows, a view of each, and the copy.
-    const auto nodes = layers * 2 * 2 * 5 + 16;
+    // Of each head, keys and values: both sides' rows, a view of each, and the copy.
+    const auto nodes = layers * shape_.heads.kv_heads * 2 * 3 + 16;
     const auto context = make_context(nodes);
     auto* c = context.get();
     auto* graph = compute_.new_graph(c, nodes, compute_.key_of_passing_graphs());
     for (std::int64_t layer = 0; layer < layers; ++layer) {
-        std::vector<HeadGroup> groups;
-        for (const auto& group : from.cache->layer(layer).groups) {
-            const auto& about = from.cache->row_class(group.row_class);
-            groups.push_back({about.kept, group.heads, about.even});
-        }
-        if (auto added = to.add_layer(layer, groups); !added) return added;
-        for (std::size_t g = 0; g < groups.size(); ++g) {
-            const auto& mine = from.cache->layer(layer).groups[g];
-            const auto& theirs = to.layer(layer).groups[g];
-            const auto& about = from.cache->row_class(mine.row_class);
-            const auto heads = about.heads;
-            const std::span counts(about.count.data() + from.slot * heads, size(heads));
-            const auto move = [&](ggml_tensor* source, ggml_tensor* target) {
-                // As 16-bit numbers, whatever the rows are: they move as they are.
-                const auto view = [&](ggml_tensor* all, std::int64_t at) {
-                    auto* rows_of =
-                        ggml_view_3d(c, all, all->ne[0], about.capacity, heads, all->nb[1],
-                                     all->nb[3], size(at * heads) * all->nb[3]);
-                    rows_of->type = GGML_TYPE_F16;
-                    rows_of->ne[0] = static_cast<std::int64_t>(all->nb[1] / sizeof(std::uint16_t));
-                    rows_of->nb[0] = sizeof(std::uint16_t);
-                    return rows_of;
-                };
-                ggml_build_forward_expand(graph,
-                                          ggml_cpy(c, view(source, from.slot), view(target, slot)));
+        if (auto added = to.add_layer(layer, from.cache->rows_kept(layer)); !added) return added;
+        const auto& mine = from.cache->layer(layer);
+        const auto& theirs = to.layer(layer);
+        for (std::size_t g = 0; g < mine.groups.size(); ++g) {
+            const auto& about = from.cache->row_class(mine.groups[g].row_class);
+            const auto& target = to.row_class(theirs.groups[g].row_class);
+            const std::span counts(about.count.data() + from.slot * about.heads(),
+                                   size(about.heads()));
+            // As 16-bit numbers, whatever the rows are: they move as they are.
+            const auto view = [&](ggml_tensor* all, std::int64_t first, std::int64_t count) {
+                auto* rows =
+                    ggml_view_2d(c, all, all->ne[0], count, all->nb[1], size(first) * all->nb[1]);
+                rows->type = GGML_TYPE_F16;
+                rows->ne[0] = static_cast<std::int64_t>(all->nb[1] / sizeof(std::uint16_t));
+                rows->nb[0] = sizeof(std::uint16_t);
+                return rows;
             };
-            move(mine.keys, theirs.keys);
-            move(mine.values, theirs.values);
-            to.set_counts(theirs.row_class, slot, counts);
+            for (std::int64_t head = 0; head < about.heads(); ++head) {
+                const auto count = std::max(1, counts[size(head)]);
+                const auto source = mine.groups[g].row(about, from.slot, head);
+                const auto place = theirs.groups[g].row(target, slot, head);
+                const auto move = [&](ggml_tensor* one, ggml_tensor* other) {
+                    auto* copied = ggml_cpy(c, view(one, source, count), view(other, place, count));
+                    ggml_build_forward_expand(graph, copied);
+                };
+                move(mine.keys, theirs.keys);
+                move(mine.values, theirs.values);
+            }
+            to.set_counts(theirs.groups[g].row_class, slot, counts);
         }
     }
     return compute_.run(graph);
@@ -655,9 +687,10 @@ std::vector<std::vector<float>> DeviceEngine::attention(SequenceId id, std::int6
     for (const auto& one : sequence.cache->layer(layer).groups) {
         const auto& about = sequence.cache->row_class(one.row_class);
         for (std::int64_t g = 0; g < group; ++g) {
-            for (std::int64_t i = 0; i < about.heads; ++i, values += about.capacity) {
-                const auto held = about.count[size(sequence.slot * about.heads + i)];
-                result[size(one.heads[size(i)] * group + g)].assign(values, values + held);
+            for (std::int64_t i = 0; i < about.heads(); ++i, values += about.places.window) {
+                const auto held = about.count[size(sequence.slot * about.heads() + i)];
+                const auto* first = values + about.places.first[size(i)];
+                result[size(one.heads[size(i)] * group + g)].assign(first, first + held);
             }
         }
     }
@@ -684,13 +717,15 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
         auto& [tensor, values] = masks[row_class];
         if (tensor != nullptr) return tensor;
         const auto& about = cache.row_class(row_class);
-        tensor = ggml_new_tensor_3d(c, GGML_TYPE_F32, about.capacity, queries, about.heads);
+        const auto window = about.places.window;
+        tensor = ggml_new_tensor_3d(c, GGML_TYPE_F32, window, queries, about.heads());
         ggml_set_input(tensor);
         values.assign(size(ggml_nelements(tensor)), -INFINITY);
-        for (std::int64_t head = 0; head < about.heads; ++head) {
-            const auto held = about.count[size(sequence.slot * about.heads + head)];
+        for (std::int64_t head = 0; head < about.heads(); ++head) {
+            const auto held = about.count[size(sequence.slot * about.heads() + head)];
+            const auto first = about.places.first[size(head)];
             for (std::int64_t i = 0; i < queries; ++i) {
-                std::fill_n(values.begin() + (head * queries + i) * about.capacity,
+                std::fill_n(values.begin() + (head * queries + i) * window + first,
                             std::max<std::int64_t>(1, held - queries + i + 1), 0.0F);
             }
         }
@@ -720,17 +755,20 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
         for (const auto& one : cache.layer(layer).groups) {
             const auto& about = cache.row_class(one.row_class);
             auto* taken = ggml_reshape_4d(c, ggml_get_rows(c, mine, gather_of(one.heads)),
-                                          shape_.dim_k, group, about.heads, queries);
+                                          shape_.dim_k, group, about.heads(), queries);
             // [dim_k, queries, heads, group]
             auto* q = ggml_cont(c, ggml_permute(c, taken, 0, 3, 2, 1));
-            auto* keys = ggml_view_3d(c, one.keys, shape_.dim_k, about.capacity, about.heads,
+            // The third dimension by hand, as in DeviceCache::add_layer.
+            auto* keys = ggml_view_3d(c, one.keys, shape_.dim_k, about.places.window, 1,
                                       one.keys->nb[1], one.keys->nb[3],
-                                      size(sequence.slot * about.heads) * one.keys->nb[3]);
+                                      size(sequence.slot * about.heads()) * one.keys->nb[3]);
+            keys->ne[2] = about.heads();
+            keys->nb[3] = keys->nb[2] * size(about.heads());
             auto* products = ggml_mul_mat(c, keys, q);
             ggml_mul_mat_set_prec(products, GGML_PREC_F32);
             auto* weights =
                 ggml_soft_max_ext(c, products, mask_of(one.row_class), shape_.scale, 0.0F);
-            // [queries, capacity, heads, group] -> sums over the queries
+            // [queries, window, heads, group] -> sums over the queries
             auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
             auto* mean = ggml_scale(c, sums, 1.0F / static_cast<float>(queries));
             ggml_set_output(mean);
@@ -846,21 +884,22 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
         std::size_t before = 0;  // of the layer's observation
         for (const auto& group : cache.layer(layer).groups) {
             const auto& about = cache.row_class(group.row_class);
-            for (std::int64_t i = 0; i < about.heads; ++i) {
+            for (std::int64_t i = 0; i < about.heads(); ++i) {
                 const auto at = size(layer * kv_heads + group.heads[size(i)]);
-                const auto held = about.count[size(sequence.slot * about.heads + i)];
+                const auto held = about.count[size(sequence.slot * about.heads() + i)];
                 const auto kept = static_cast<std::int64_t>(sequence.kept[at].size());
                 const auto bound = method.bound(layer, group.heads[size(i)], kept);
                 std::vector<float> flat;  // [group][held]
                 for (std::int64_t g = 0; !seen.empty() && g < shape_.heads.group(); ++g) {
-                    const auto* row =
-                        seen[size(layer)].data() + before + (g * about.heads + i) * about.capacity;
+                    const auto* row = seen[size(layer)].data() + before +
+                                      (g * about.heads() + i) * about.places.window +
+                                      about.places.first[size(i)];
                     flat.insert(flat.end(), row, row + held);
                 }
                 keep[at] = method.keep_head(flat, held, bound);
                 less |= static_cast<std::int64_t>(keep[at].size()) < held;
             }
-            before += size(about.capacity * about.heads * shape_.heads.group());
+            before += size(about.places.read() * shape_.heads.group());
         }
     }
     // Heads below their bound (a short prompt) have dropped nothing: they get more memory instead.
@@ -879,8 +918,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
                 rows.push_back(
                     static_cast<std::int64_t>(keep[size(layer * kv_heads + head)].size()));
             }
-            const auto groups = group_heads(rows, method.config().layout);
-            if (auto added = own->add_layer(layer, groups); !added) return added;
+            if (auto added = own->add_layer(layer, rows); !added) return added;
         }
         const auto slot = own->take_slot();
         if (auto done = keep_rows(sequence, *own, slot, keep); !done) return done;

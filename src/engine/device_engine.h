@@ -21,8 +21,11 @@ public:
                  const EngineOptions& options);
     ~DeviceEngine();
 
-    // What the device computes a method's rows in.
-    static RowLayout layout() { return {kRowBlock, 2}; }
+    // The method as a device with so many slots makes it (device_layout). Errors (bad_input): those
+    // of Method::create and supports().
+    static Result<Method> method_for(const MethodConfig& config, const HeadShape& shape,
+                                     std::int64_t prompt_tokens, std::int64_t row_bytes,
+                                     std::int64_t slots);
     // Error (bad_input): a method whose score needs what a device does not compute.
     static Result<void> supports(const Method& method);
 
@@ -38,6 +41,9 @@ public:
     Result<void> step(std::span<const DecodeInput> inputs, bool want_logits);
     std::span<const float> logits(std::size_t input) const;
     Token best(std::size_t input) const { return best_[input]; }
+
+    // Operations of the last step, for tests: what a layer costs when nothing else does.
+    std::int64_t step_nodes() const;
 
     // Nothing lies in the device's memory but the weights and what belongs to no sequence.
     bool idle() const { return sequences_.empty() && caches_.empty(); }

@@ -320,14 +320,14 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
     auto& cache = *target.cache;
     std::vector<std::int64_t> rows;
     for (const auto& list : keep) rows.push_back(static_cast<std::int64_t>(list.size()));
-    const auto groups = group_heads(rows, target.method.config().layout);
-    if (auto added = cache.add_layer(pending_, groups); !added) return added;
+    if (auto added = cache.add_layer(pending_, rows); !added) return added;
+    const auto& layer = cache.layer(pending_);
 
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     auto* graph = new_graph(c);
     std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
-    for (const auto& group : cache.layer(pending_).groups) {
+    for (const auto& group : layer.groups) {
         const auto& about = cache.row_class(group.row_class);
         const auto first = static_cast<std::int64_t>(chosen.size());
         std::vector<std::int32_t> counts, places;
@@ -335,9 +335,8 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
             const auto& list = keep[size(group.heads[i])];
             const auto from = static_cast<std::int32_t>(group.heads[i] * padded_);
             for (const auto position : list) chosen.push_back(from + position);
-            const auto head = target.slot * about.heads + static_cast<std::int64_t>(i);
-            const auto to = static_cast<std::int32_t>(head * about.capacity);
-            assert(static_cast<std::int64_t>(list.size()) <= about.capacity);
+            const auto to = static_cast<std::int32_t>(
+                group.row(about, target.slot, static_cast<std::int64_t>(i)));
             for (std::size_t row = 0; row < list.size(); ++row) {
                 places.push_back(to + static_cast<std::int32_t>(row));
             }
@@ -352,13 +351,12 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
         auto* rows_to = indices(first + count);
         const auto move = [&](ggml_tensor* from, ggml_tensor* to) {
             auto* all = ggml_reshape_2d(c, from, from->ne[0], padded_ * from->ne[2]);
-            auto* held = ggml_reshape_2d(c, to, to->ne[0], to->ne[1] * to->ne[3]);
             auto* taken = ggml_get_rows(c, all, rows_from);
             if (ggml_is_quantized(to->type)) taken = compute_.rotated(c, taken);
-            ggml_build_forward_expand(graph, ggml_set_rows(c, held, taken, rows_to));
+            ggml_build_forward_expand(graph, ggml_set_rows(c, to, taken, rows_to));
         };
-        move(keys_[pending_ % 2], group.keys);
-        move(values_[pending_ % 2], group.values);
+        move(keys_[pending_ % 2], layer.keys);
+        move(values_[pending_ % 2], layer.values);
         cache.set_counts(group.row_class, target.slot, counts);
     }
     ggml_backend_tensor_set_async(compute_.backend(), chosen_, chosen.data(), 0,

@@ -188,7 +188,7 @@ std::vector<HeadGroup> group_heads(std::span<const std::int64_t> rows, const Row
     for (std::size_t g = groups; g > 0 && end > 0; --g) {
         const auto first = start[g][end];
         if (first == end) continue;
-        HeadGroup group{at(first), {}, at(first) == at(end - 1)};
+        HeadGroup group{at(first), {}};
         group.heads.assign(order.begin() + static_cast<std::ptrdiff_t>(first),
                            order.begin() + static_cast<std::ptrdiff_t>(end));
         std::sort(group.heads.begin(), group.heads.end());

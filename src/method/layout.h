@@ -22,7 +22,6 @@ Plan fit_to_layout(const Plan& plan, const RowLayout& layout, std::int64_t limit
 struct HeadGroup {
     std::int64_t rows = 0;            // the most that one of its heads holds of the prompt
     std::vector<std::int32_t> heads;  // sorted
-    bool even = true;                 // all its heads hold that many
 };
 // At most layout.groups groups (0: as many as there are capacities) over heads of these rows, so
 // that the padding is least. Largest first.

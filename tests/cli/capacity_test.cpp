@@ -46,7 +46,9 @@ TEST_F(CapacityPlan, EveryMethodHasFiguresThatAddUp) {
         const std::int64_t rows = std::string(name) == "full" ? 1024 : 256;
         EXPECT_EQ(method["rows_mean"], rows);
         EXPECT_EQ(method["kv_bytes"], 3 * 2 * rows * (16 + 16) * 2);
-        EXPECT_EQ(method["kv_bytes_allocated"], 3 * 2 * (rows + 256) * (16 + 16) * 2);
+        // Whole blocks of 256 with a reserve of 128; caches of their own: no blocks between heads.
+        const std::int64_t spare = std::string(name) == "ada-kv" ? 128 + 256 : 2 * 256;
+        EXPECT_EQ(method["kv_bytes_allocated"], 3 * (2 * rows + spare) * (16 + 16) * 2);
         EXPECT_GT(method["sequences"], 7);
         std::int64_t sum = 0;
         for (const auto& part : method["memory"]) sum += part.get<std::int64_t>();

@@ -4,12 +4,16 @@
 #include <cstdlib>
 #include <set>
 
+#include "engine/compute.h"
+#include "engine/device_engine.h"
 #include "engine/fixture.h"
 
 namespace headkv::test {
 namespace {
 
-class Device : public testing::TestWithParam<std::string> {
+// Of a method and whether it is told a layout in blocks and groups, or none, which is one call a
+// layer where a cache has one slot.
+class Device : public testing::TestWithParam<std::pair<const char*, bool>> {
 protected:
     static TinyModel several_heads() {
         TinyModel tiny;
@@ -35,10 +39,12 @@ protected:
         EXPECT_TRUE(engine);
         return engine ? std::move(*engine) : nullptr;
     }
+    static std::string method() { return GetParam().first; }
+    static bool grouped() { return GetParam().second; }
     // In blocks of 16 rows and two groups a layer, so that a short prompt has all that a long has.
     MethodConfig config(double rows = 48) const {
-        auto config = method_config(GetParam(), rows, pair.model->info().shape);
-        config.layout = {16, 2};
+        auto config = method_config(method(), rows, pair.model->info().shape);
+        if (grouped()) config.layout = {16, 2};
         return config;
     }
     static std::vector<float> step(Engine& engine, SequenceId sequence, Token token) {
@@ -183,7 +189,7 @@ TEST_P(Device, TheCpuCutsBackBehindAShortPrompt) {
     const auto id = read(*pair.engine, random_tokens(40, 41), config(100)).sequences.at(0);
     for (const Token token : random_tokens(260, 42)) step(*pair.engine, id, token);
     EXPECT_EQ(pair.engine->info(id).tokens, 300);
-    if (GetParam() == "full") return;
+    if (method() == "full") return;
     EXPECT_LE(pair.engine->info(id).held_bytes / pair.model->info().row_bytes,
               (100 + config().options.reserve) * shape().layers * shape().kv_heads);
 }
@@ -191,12 +197,13 @@ TEST_P(Device, TheCpuCutsBackBehindAShortPrompt) {
 // Long answers do not grow: when the reserve is full, the last queries choose what stays.
 TEST_P(Device, CutsBackAsTheCpuDoes) {
     auto some = config();
-    some.options.reserve = 256 - 48;  // with 48 rows a whole block: both sides are full together
+    // Both sides are full together: with 48 rows a whole block, or exactly this reserve.
+    some.options.reserve = 256 - 48;
     const auto prompt = random_tokens(300, 43);
     const auto tokens = random_tokens(250, 44);
     const auto ours = read(*device, prompt, some).sequences.at(0);
     const auto right = read(*pair.engine, prompt, some).sequences.at(0);
-    const bool even = GetParam() == "snapkv" || GetParam() == "streaming-llm";
+    const bool even = !grouped() || method() == "snapkv" || method() == "streaming-llm";
     const bool same_start = overlap(device->positions(ours), pair.engine->positions(right)) == 1;
     const auto before = std::span(tokens).first(230);
     const auto mine = steps(*device, ours, before);
@@ -209,7 +216,7 @@ TEST_P(Device, CutsBackAsTheCpuDoes) {
             EXPECT_TRUE(std::is_sorted(list.begin(), list.end()));
             EXPECT_EQ(std::set<std::int32_t>(list.begin(), list.end()).size(), list.size());
             EXPECT_EQ(list.back(), 529);
-            EXPECT_LE(list.size(), GetParam() == "full" ? 530U : 512U);
+            EXPECT_LE(list.size(), method() == "full" ? 530U : 512U);
         }
     }
     if (even) {
@@ -231,11 +238,11 @@ TEST_P(Device, CutsBackAsTheCpuDoes) {
 // The same where heads of one layout are bounded by different plans: a prompt below the budget.
 TEST_P(Device, CutsBackBehindAShortPrompt) {
     auto some = config(100);
-    some.options.reserve = 1;
+    some.options.reserve = grouped() ? 1 : 40;  // without blocks each reserve is a cut
     const auto id = read(*device, random_tokens(40, 41), some).sequences.at(0);
     for (const Token token : random_tokens(700, 42)) step(*device, id, token);
     EXPECT_EQ(device->info(id).tokens, 740);
-    if (GetParam() == "full") return;
+    if (method() == "full") return;
     // No head has more than a block beyond what the plan gives it.
     EXPECT_LE(device->info(id).held_bytes / device->model().info().row_bytes,
               (100 + 256) * shape().layers * shape().kv_heads);
@@ -433,13 +440,51 @@ TEST(DeviceLayers, AreCopiedHoweverMany) {
     EXPECT_LT(logit_error((*engine)->logits(0), (*engine)->logits(1)), 1e-3);
 }
 
+// What two groups of heads add to a step, and one call over unequal heads does not.
+TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
+    TinyModel tiny;
+    tiny.embedding = 128;
+    tiny.query_heads = 8;
+    tiny.kv_heads = 4;
+    tiny.head_dim = 64;
+    const TinyPair pair(tiny, 256);
+    const auto& shape = pair.model->info().shape;
+    const auto compute = Compute::create(*pair.model);
+    ASSERT_TRUE(compute);
+    const auto prompt = random_tokens(300, 83);
+    const auto nodes = [&](const std::string& method, const RowLayout& layout) -> std::int64_t {
+        DeviceEngine engine(**compute, pair.model, {.chunk = 256});
+        auto config = method_config(method, 48, shape);
+        config.layout = layout;
+        auto prefill = engine.start_prefill(prompt, {&config, 1}, 16);
+        EXPECT_TRUE(prefill);
+        for (bool done = false; prefill && !done;) {
+            const auto step = (*prefill)->step();
+            EXPECT_TRUE(step);
+            done = !step || *step;
+        }
+        SequenceId next = 0;
+        const DecodeInput input{.sequence = engine.take(**prefill, next).at(0), .token = 5};
+        EXPECT_TRUE(engine.step({&input, 1}, true));
+        return engine.step_nodes();
+    };
+    const auto even = nodes("snapkv", {});
+    EXPECT_EQ(nodes("headkv-r2", {}), even);
+    // Two gathers, an attention and a join in each of the layers.
+    EXPECT_EQ(nodes("headkv-r2", {16, 2}), even + 4 * shape.layers);
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Device,
-                         testing::Values("full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv",
-                                         "headkv-r2"),
+                         testing::Values(std::pair{"full", false}, std::pair{"snapkv", false},
+                                         std::pair{"pyramidkv", false}, std::pair{"ada-kv", false},
+                                         std::pair{"headkv-r2", false},
+                                         std::pair{"streaming-llm", true},
+                                         std::pair{"snapkv", true}, std::pair{"ada-kv", true},
+                                         std::pair{"headkv-r2", true}),
                          [](const auto& info) {
-                             std::string name = info.param;
+                             std::string name = info.param.first;
                              std::replace(name.begin(), name.end(), '-', '_');
-                             return name;
+                             return name + (info.param.second ? "_grouped" : "");
                          });
 
 TEST(DeviceText, LogProbabilitiesAreThoseOfTheCpu) {

@@ -1,0 +1,106 @@
+#include "engine/head_places.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "engine/fixture.h"
+#include "support/random.h"
+
+namespace headkv::test {
+namespace {
+
+std::int64_t sum(const std::vector<std::int64_t>& values) {
+    return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+
+// Every head's rows lie in its window, no two heads share one, and all within the memory.
+void expect_sound(const HeadPlaces& places, std::int64_t slots) {
+    EXPECT_EQ(places.window % kRowBlock, 0);
+    std::int64_t end = 0;
+    const auto heads = std::ssize(places.heads);
+    for (std::int64_t at = 0; at < heads * slots; ++at) {
+        const auto head = static_cast<std::size_t>(at % heads);
+        const auto begin = at * places.stride + places.first[head];
+        EXPECT_GE(places.first[head], 0);
+        EXPECT_GE(begin, end) << "head " << at;
+        end = begin + places.capacity[head];
+        EXPECT_LE(end, at * places.stride + places.window);
+        EXPECT_GE(places.capacity[head], places.kept[head]);
+    }
+    EXPECT_LE(end, places.rows(slots));
+}
+
+TEST(HeadPlaces, OneCallHasEveryHeadInLittleMoreThanItsRows) {
+    Random random(3);
+    for (int repeat = 0; repeat < 200; ++repeat) {
+        std::vector<std::int64_t> rows;
+        const auto heads = 1 + random.below(9);
+        for (std::int64_t i = 0; i < heads; ++i) {
+            // Now and then one that is much larger.
+            rows.push_back(1 + random.below(random.below(4) == 0 ? 9000 : 900));
+        }
+        const auto placed = place_heads(rows, {}, 17);
+        ASSERT_EQ(placed.size(), 1);
+        const auto& places = placed[0];
+        expect_sound(places, 1);
+        EXPECT_EQ(places.kept, rows);
+        const auto total = sum(rows) + 17 * std::ssize(rows);
+        EXPECT_EQ(sum(places.capacity), total);
+        EXPECT_LE(places.rows(1), (total + kRowBlock + std::ssize(rows)) * 33 / 32 + 1);
+    }
+}
+
+TEST(HeadPlaces, EqualHeadsLieAsTheyAlwaysDid) {
+    const auto places = place_heads(std::vector<std::int64_t>(8, 1024), {}, 128).at(0);
+    EXPECT_EQ(places.stride, 1152);
+    EXPECT_EQ(places.window, 1280);
+    EXPECT_EQ(places.first, std::vector<std::int64_t>(8, 0));
+    EXPECT_EQ(places.rows(1), 8 * 1152 + 128);
+}
+
+// A large head among small ones: windows as large as it, not as all of them.
+TEST(HeadPlaces, AWindowIsLittleLargerThanTheLargestHead) {
+    for (std::size_t large = 0; large < 8; ++large) {
+        std::vector<std::int64_t> rows(8, 384);
+        rows[large] = 3200;
+        const auto places = place_heads(rows, {}, 128).at(0);
+        expect_sound(places, 1);
+        EXPECT_LE(places.window, 3328 + kRowBlock) << large;
+    }
+}
+
+TEST(HeadPlaces, GroupsFollowEachOtherSlotBySlot) {
+    const std::vector<std::int64_t> rows{100, 700, 90, 600, 100};
+    const auto placed = place_heads(rows, {kRowBlock, 2}, 100);
+    ASSERT_EQ(placed.size(), 2);
+    for (const auto& places : placed) {
+        expect_sound(places, 3);
+        EXPECT_EQ(places.rows(3), 3 * std::ssize(places.heads) * places.window);
+    }
+    EXPECT_EQ(placed[0].heads, (std::vector<std::int32_t>{1, 3}));
+    EXPECT_EQ(placed[0].kept, (std::vector<std::int64_t>{700, 600}));
+    EXPECT_EQ(placed[0].window, 1024);
+    EXPECT_EQ(placed[1].window, kRowBlock);
+}
+
+TEST(HeadPlaces, ADeviceTakesExactPlansWhereOneCallIsCheap) {
+    const HeadShape shape{.layers = 4, .query_heads = 32, .kv_heads = 8};
+    constexpr std::int64_t row = 512, prompt = 131072;
+    const auto layout = [&](const std::string& name, double rows, std::int64_t slots) {
+        const auto method = Method::create(method_config(name, rows, shape), shape, prompt, row);
+        EXPECT_TRUE(method) << (method ? "" : method.error().message);
+        return method ? device_layout(*method, row, slots) : RowLayout{};
+    };
+    const RowLayout exact, grouped{kRowBlock, 2};
+    for (const char* name : {"snapkv", "headkv-r2", "ada-kv"}) {
+        EXPECT_EQ(layout(name, 1024, 1), exact) << name;
+    }
+    EXPECT_EQ(layout("snapkv", 1024, 2), grouped);
+    EXPECT_EQ(layout("ada-kv", 1024, 2), exact) << "each sequence has a cache of its own";
+    EXPECT_EQ(layout("ada-kv", 32768, 1), grouped) << "much would be read in vain";
+    EXPECT_EQ(layout("duo-attention", 32768, 1), grouped);
+    EXPECT_EQ(layout("full", 0, 1), exact);
+}
+
+}  // namespace
+}  // namespace headkv::test
