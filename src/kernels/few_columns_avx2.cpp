@@ -36,12 +36,14 @@ struct V {
     static bytes right(bytes x) {
         return _mm256_srli_epi32(x, n);
     }
-    static bytes right_by(bytes x, int n) { return _mm256_srl_epi32(x, _mm_cvtsi32_si128(n)); }
+    static bytes right_by(bytes x, std::int64_t n) {
+        return _mm256_srl_epi32(x, _mm_cvtsi64_si128(n));
+    }
 
     static void turned(const std::byte* from, std::int64_t stride, bytes (&to)[4]) {
         bytes piece[4];  // rows i and i + 4
-        for (int i = 0; i < 4; ++i) {
-            const auto half = [&](int at) {
+        for (std::int64_t i = 0; i < 4; ++i) {
+            const auto half = [&](std::int64_t at) {
                 return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (i + at) * stride));
             };
             piece[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(4), 1);
@@ -58,14 +60,14 @@ struct V {
 
     static reg low_half(bytes x) { return halves(mask(x, 0xFFFF)); }
     static reg high_half(bytes x) { return halves(right<16>(x)); }
-    static reg byte_of(bytes x, int i) {
+    static reg byte_of(bytes x, std::int64_t i) {
         return _mm256_cvtepi32_ps(mask(right_by(x, 8 * i), 0xFF));
     }
-    static reg signed_byte_of(bytes x, int i) {
-        const auto top = _mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * i));
+    static reg signed_byte_of(bytes x, std::int64_t i) {
+        const auto top = _mm256_sll_epi32(x, _mm_cvtsi64_si128(24 - 8 * i));
         return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
     }
-    static bytes fifth_bits(bytes x, int i) {
+    static bytes fifth_bits(bytes x, std::int64_t i) {
         const auto byte = _mm256_set1_epi8(static_cast<char>(i / 2));
         const auto own = _mm256_set_epi8(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0,  //
                                          12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
@@ -81,7 +83,7 @@ struct V {
     }
     template <int bits, int n, bool centred>
     static reg products(const bytes* u, const std::int8_t* q, const std::int32_t* bias) {
-        const auto four = [&](int i) {
+        const auto four = [&](std::int64_t i) {
             std::int32_t value = 0;
             std::memcpy(&value, q + 4 * i, sizeof(value));
             return _mm256_set1_epi32(value);
@@ -89,7 +91,7 @@ struct V {
         const auto pairs = [](bytes x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); };
         bytes sum = _mm256_setzero_si256();
         if constexpr (bits == 8) {  // |u| times q with the sign of u
-            for (int i = 0; i < n; ++i) {
+            for (std::int64_t i = 0; i < n; ++i) {
                 sum = _mm256_add_epi32(
                     sum, pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(u[i]),
                                                     _mm256_sign_epi8(four(i), u[i]))));
@@ -97,10 +99,10 @@ struct V {
             return _mm256_cvtepi32_ps(sum);
         }
         // products of two numbers each that a sum of 16 bits holds
-        constexpr int kHeld = std::min(n, 32767 / (2 * ((1 << bits) - 1) * 127));
-        for (int first = 0; first < n; first += kHeld) {
+        constexpr std::int64_t kHeld = std::min(n, 32767 / (2 * ((1 << bits) - 1) * 127));
+        for (std::int64_t first = 0; first < n; first += kHeld) {
             bytes some = _mm256_maddubs_epi16(u[first], four(first));
-            for (int i = first + 1; i < std::min(n, first + kHeld); ++i) {
+            for (std::int64_t i = first + 1; i < std::min<std::int64_t>(n, first + kHeld); ++i) {
                 some = _mm256_add_epi16(some, _mm256_maddubs_epi16(u[i], four(i)));
             }
             sum = first == 0 ? pairs(some) : _mm256_add_epi32(sum, pairs(some));
@@ -113,7 +115,7 @@ struct V {
 
     static float round(const float* x, std::int8_t* q, std::int32_t (&sums)[2]) {
         reg magnitude = _mm256_setzero_ps();
-        for (int i = 0; i < 4; ++i) {
+        for (std::int64_t i = 0; i < 4; ++i) {
             magnitude =
                 _mm256_max_ps(magnitude, _mm256_andnot_ps(_mm256_set1_ps(-0.0F), load(x + 8 * i)));
         }
@@ -121,8 +123,8 @@ struct V {
         store(lanes, magnitude);
         const float most = *std::max_element(lanes, lanes + 8);
         const reg inverse = set1(most > 0 ? 127 / most : 0);
-        for (int half = 0; half < 2; ++half) {
-            const auto rounded = [&](int i) {
+        for (std::int64_t half = 0; half < 2; ++half) {
+            const auto rounded = [&](std::int64_t i) {
                 return _mm256_cvtps_epi32(mul(load(x + 16 * half + 8 * i), inverse));
             };
             const auto first = rounded(0), second = rounded(1);

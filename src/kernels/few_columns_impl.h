@@ -67,7 +67,7 @@ struct Traits {
 
 struct Turned {
     V::bytes at[4];
-    const V::bytes& operator[](int i) const { return at[i]; }
+    const V::bytes& operator[](std::int64_t i) const { return at[i]; }
 };
 
 Turned turned(const std::byte* from, std::int64_t stride) {
@@ -102,7 +102,7 @@ struct Ahead {
 };
 
 template <int bits>
-void put(Panel& to, std::int64_t block, int i, V::bytes u, Kind kind) {
+void put(Panel& to, std::int64_t block, std::int64_t i, V::bytes u, Kind kind) {
     V::store_bytes(to.u[block][i], kind == Kind::shifted ? u : V::centre<bits>(u));
 }
 
@@ -116,17 +116,18 @@ void unpack_nibbles(const std::byte* from, std::int64_t stride, std::int64_t blo
     constexpr int bits = Traits<type>::bits;
     const Dwords scales(from, stride, bytes, blocks);
     const auto fifths = [&] {
-        if constexpr (bits == 5)
+        if constexpr (bits == 5) {
             return Dwords(from + bytes - 20, stride, bytes, blocks);
-        else
+        } else {
             return 0;
+        }
     }();
     for (std::int64_t block = 0; block < blocks; ++block) {
         ahead.ask(block, bytes);
         V::store(to.scale[block], V::low_half(scales[block]));
         if (kind == Kind::shifted) V::store(to.other[block], V::high_half(scales[block]));
         const auto packed = turned(from + block * bytes + bytes - 16, stride);
-        for (int i = 0; i < 4; ++i) {
+        for (std::int64_t i = 0; i < 4; ++i) {
             auto low = V::mask(packed[i], 0x0F0F0F0F);
             auto high = V::mask(V::right<4>(packed[i]), 0x0F0F0F0F);
             if constexpr (bits == 5) {
@@ -147,9 +148,9 @@ void unpack_bytes(const std::byte* from, std::int64_t stride, std::int64_t block
     for (std::int64_t block = 0; block < blocks; ++block) {
         ahead.ask(block, bytes);
         V::store(to.scale[block], V::low_half(scales[block]));
-        for (int half = 0; half < 2; ++half) {
+        for (std::int64_t half = 0; half < 2; ++half) {
             const auto packed = turned(from + block * bytes + 2 + 16 * half, stride);
-            for (int i = 0; i < 4; ++i) {
+            for (std::int64_t i = 0; i < 4; ++i) {
                 put<8>(to, block, 4 * half + i, packed[i], Kind::centred);
             }
         }
@@ -166,7 +167,7 @@ void unpack_scales(const Turned& head, Panel& to, std::int64_t block) {
                                 V::either(V::mask(head[3], 0x0F0F0F0F), upper(head[1]))};
     const V::bytes lows[2] = {V::mask(head[2], 0x3F3F3F3F),
                               V::either(V::mask(V::right<4>(head[3]), 0x0F0F0F0F), upper(head[2]))};
-    for (int i = 0; i < 8; ++i) {
+    for (std::int64_t i = 0; i < 8; ++i) {
         V::store(to.scale[block + i], V::mul(shared, V::byte_of(scales[i / 4], i % 4)));
         V::store(to.other[block + i], V::mul(shared_low, V::byte_of(lows[i / 4], i % 4)));
     }
@@ -181,17 +182,17 @@ void unpack_k(const std::byte* from, std::int64_t stride, std::int64_t blocks, A
     for (std::int64_t block = 0; block < blocks; block += 8, from += block_bytes(type)) {
         ahead.ask(block / 8, block_bytes(type));
         unpack_scales(turned(from, stride), to, block);
-        for (int half = 0; half < 2; ++half) {
+        for (std::int64_t half = 0; half < 2; ++half) {
             Turned fifths;
             if constexpr (bits == 5) fifths = turned(from + 16 + 16 * half, stride);
-            for (int pair = 0; pair < 4; ++pair) {
+            for (std::int64_t pair = 0; pair < 4; ++pair) {
                 const auto packed =
                     turned(from + block_bytes(type) - 128 + 32 * pair + 16 * half, stride);
-                for (int i = 0; i < 4; ++i) {
+                for (std::int64_t i = 0; i < 4; ++i) {
                     auto low = V::mask(packed[i], 0x0F0F0F0F);
                     auto high = V::mask(V::right<4>(packed[i]), 0x0F0F0F0F);
                     if constexpr (bits == 5) {
-                        const auto bit = [&](int at) {
+                        const auto bit = [&](std::int64_t at) {
                             const auto one = V::mask(V::right_by(fifths[i], at), 0x01010101);
                             return V::left<4>(one);
                         };
@@ -218,18 +219,18 @@ void unpack_q6_k(const std::byte* from, std::int64_t stride, std::int64_t blocks
         const Dwords last(from + 206, stride, 0, 1);
         const auto shared = V::high_half(last[0]);
         const auto scales = turned(from + 192, stride);
-        for (int i = 0; i < 8; ++i) {
+        for (std::int64_t i = 0; i < 8; ++i) {
             const auto both = scales[i / 2];
             V::store(to.scale[block + i], V::mul(shared, V::signed_byte_of(both, i % 2 * 2)));
             V::store(to.other[block + i], V::mul(shared, V::signed_byte_of(both, i % 2 * 2 + 1)));
         }
-        for (int part = 0; part < 4; ++part) {  // half of 128, then of its 32
-            const int half = part / 2, quarter = part % 2;
+        for (std::int64_t part = 0; part < 4; ++part) {  // half of 128, then of its 32
+            const auto half = part / 2, quarter = part % 2;
             const auto* lows = from + 64 * half + 16 * quarter;
             const auto first = turned(lows, stride), second = turned(lows + 32, stride);
             const auto upper = turned(from + 128 + 32 * half + 16 * quarter, stride);
-            for (int i = 0; i < 4; ++i) {
-                const auto at = [&](int of, V::bytes low, V::bytes pair) {
+            for (std::int64_t i = 0; i < 4; ++i) {
+                const auto at = [&](std::int64_t of, V::bytes low, V::bytes pair) {
                     const auto u = V::either(V::mask(low, 0x0F0F0F0F), V::mask(pair, 0x30303030));
                     put<bits>(to, block + 4 * half + of, 4 * quarter + i, u, Kind::halves);
                 };

@@ -41,13 +41,13 @@ struct V {
     static bytes right(bytes x) {
         return x >> n;
     }
-    static bytes right_by(bytes x, int n) { return x >> n; }
+    static bytes right_by(bytes x, std::int64_t n) { return x >> n; }
 
     static void turned(const std::byte* from, std::int64_t stride, bytes (&to)[4]) {
-        for (int row = 0; row < 4; ++row) {
+        for (std::int64_t row = 0; row < 4; ++row) {
             std::uint32_t dwords[4];
             std::memcpy(dwords, from + row * stride, sizeof(dwords));
-            for (int i = 0; i < 4; ++i) to[i][row] = dwords[i];
+            for (std::int64_t i = 0; i < 4; ++i) to[i][row] = dwords[i];
         }
     }
 
@@ -57,17 +57,17 @@ struct V {
         });
     }
     static reg high_half(bytes x) { return low_half(x >> 16); }
-    static reg byte_of(bytes x, int i) {
+    static reg byte_of(bytes x, std::int64_t i) {
         return each(x >> (8 * i), [](std::uint32_t lane) {
             return static_cast<float>(static_cast<std::uint8_t>(lane & 0xFFU));
         });
     }
-    static reg signed_byte_of(bytes x, int i) {
+    static reg signed_byte_of(bytes x, std::int64_t i) {
         return each(x >> (8 * i), [](std::uint32_t lane) {
             return static_cast<float>(static_cast<std::int8_t>(lane & 0xFFU));
         });
     }
-    static bytes fifth_bits(bytes x, int i) {
+    static bytes fifth_bits(bytes x, std::int64_t i) {
         x = (x >> (4 * i)) & 15;
         return (x & 1) << 4 | (x & 2) << 11 | (x & 4) << 18 | (x & 8) << 25;
     }
@@ -80,10 +80,10 @@ struct V {
     template <int bits, int n, bool centred>
     static reg products(const bytes* u, const std::int8_t* q, const std::int32_t* bias) {
         reg result;
-        for (int row = 0; row < 4; ++row) {
+        for (std::int64_t row = 0; row < 4; ++row) {
             std::int32_t sum = centred ? *bias : 0;
-            for (int i = 0; i < n; ++i) {
-                for (int byte = 0; byte < 4; ++byte) {
+            for (std::int64_t i = 0; i < n; ++i) {
+                for (std::int64_t byte = 0; byte < 4; ++byte) {
                     sum += static_cast<std::int32_t>(u[i][row] >> (8 * byte) & 0xFFU) *
                            q[4 * i + byte];
                 }
@@ -95,10 +95,10 @@ struct V {
 
     static float round(const float* x, std::int8_t* q, std::int32_t (&sums)[2]) {
         float most = 0;
-        for (int i = 0; i < 32; ++i) most = std::max(most, std::fabs(x[i]));
+        for (std::int64_t i = 0; i < 32; ++i) most = std::max(most, std::fabs(x[i]));
         const float inverse = most > 0 ? 127 / most : 0;
         sums[0] = sums[1] = 0;
-        for (int i = 0; i < 32; ++i) {
+        for (std::int64_t i = 0; i < 32; ++i) {
             q[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
             sums[i / 16] += q[i];
         }

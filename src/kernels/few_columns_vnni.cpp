@@ -38,14 +38,16 @@ struct V {
     static bytes right(bytes x) {
         return _mm512_srli_epi32(x, n);
     }
-    static bytes right_by(bytes x, int n) { return _mm512_srl_epi32(x, _mm_cvtsi32_si128(n)); }
+    static bytes right_by(bytes x, std::int64_t n) {
+        return _mm512_srl_epi32(x, _mm_cvtsi64_si128(n));
+    }
 
     static void turned(const std::byte* from, std::int64_t stride, bytes (&to)[4]) {
         // rows i, i + 4, i + 8, i + 12 in the quarters of piece i
         bytes piece[4];
-        for (int i = 0; i < 4; ++i) {
+        for (std::int64_t i = 0; i < 4; ++i) {
             const auto* p = from + i * stride;
-            const auto quarter = [&](int at) {
+            const auto quarter = [&](std::int64_t at) {
                 return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + at * stride));
             };
             piece[i] = _mm512_castsi128_si512(quarter(0));
@@ -65,14 +67,14 @@ struct V {
 
     static reg low_half(bytes x) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)); }
     static reg high_half(bytes x) { return low_half(right<16>(x)); }
-    static reg byte_of(bytes x, int i) {
+    static reg byte_of(bytes x, std::int64_t i) {
         return _mm512_cvtepi32_ps(mask(right_by(x, 8 * i), 0xFF));
     }
-    static reg signed_byte_of(bytes x, int i) {
-        const auto top = _mm512_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * i));
+    static reg signed_byte_of(bytes x, std::int64_t i) {
+        const auto top = _mm512_sll_epi32(x, _mm_cvtsi64_si128(24 - 8 * i));
         return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
     }
-    static bytes fifth_bits(bytes x, int i) {
+    static bytes fifth_bits(bytes x, std::int64_t i) {
         const auto byte = _mm512_set1_epi8(static_cast<char>(i / 2));
         const auto own = _mm512_set_epi8(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0,  //
                                          12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0,  //
@@ -91,7 +93,7 @@ struct V {
     template <int bits, int n, bool centred>
     static reg products(const bytes* u, const std::int8_t* q, const std::int32_t* bias) {
         bytes sum = centred ? _mm512_set1_epi32(*bias) : _mm512_setzero_si512();
-        for (int i = 0; i < n; ++i) {
+        for (std::int64_t i = 0; i < n; ++i) {
             std::int32_t four = 0;
             std::memcpy(&four, q + 4 * i, sizeof(four));
             sum = _mm512_dpbusd_epi32(sum, u[i], _mm512_set1_epi32(four));
