@@ -22,10 +22,13 @@ enum class ScoreStep {
     last_query,             // attention of the last query, mean over the layer (2401.06104)
     layer_attention,        // window attention, mean over the layer (2502.00299)
     squared_attention,      // mean squared attention of the last queries, pooled (2410.00161)
-    prefix_mass,     // attention of all queries, mean over the layer, that no better row holds
-                     // (2412.03409): 1 - the share of the rows ranked above
-    key_norm,        // -|k|
-    key_difference,  // -cos(k, mean direction of the keys) (2504.15364)
+    prefix_mass,         // attention of all queries, mean over the layer, that no better row holds
+                         // (2412.03409): 1 - the share of the rows ranked above
+    output_attention,    // window attention, then times |W_o v| (2502.03805)
+    expected_attention,  // of queries yet to come, times |v| (2510.00636)
+    reconstruction,      // the most attention while the model reads its prompt again (2505.23416)
+    key_norm,            // -|k|
+    key_difference,      // -cos(k, mean direction of the keys) (2504.15364)
     random,
 };
 enum class AllocateStep {
@@ -72,6 +75,13 @@ struct Recipe {
 
 // The table, in display order.
 std::span<const Recipe> recipes();
+// The recipe with another allocator: its head scores change with it. Errors (bad_input): its rows
+// cannot be allocated so; says why, and which ways there are.
+Result<Recipe> with_allocator(const Recipe& recipe, AllocateStep allocate);
+// The allocators that it takes and that a name can be given for.
+std::vector<AllocateStep> allocators_of(const Recipe& recipe);
+// Error (bad_input): lists the names.
+Result<AllocateStep> parse_allocator(std::string_view name);
 // The options that a recipe's steps read, by their names on the command line ("window", "kernel").
 std::vector<std::string_view> option_names(const Recipe& recipe);
 // Error (bad_input): unknown name; suggests the nearest one and lists all.
@@ -86,7 +96,8 @@ struct Budget {
 
 // Defaults are this project's (docs/results.md); preset_paper() gives the paper's.
 struct MethodOptions {
-    std::int64_t window = 16;  // last prompt rows, always kept
+    std::optional<AllocateStep> allocate = {};  // instead of the recipe's, see with_allocator()
+    std::int64_t window = 16;                   // last prompt rows, always kept
     std::int64_t protect = 0;  // first prompt rows, always kept; in front of the window
     std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
@@ -165,8 +176,14 @@ struct LayerNeeds {
     std::int64_t queries = 0;  // last prompt queries whose attention is observed; 0: none
     bool squares = false;      // the squares of that attention
     bool keys = false, values = false;
+    bool future_queries = false;  // query_mean and query_covariance
+    bool output_norms = false;
+    bool reconstruction = false;  // the prompt is read again behind itself: twice the work
     bool operator==(const LayerNeeds&) const = default;
 };
+
+constexpr std::int64_t kSinkQueries = 4;  // first tokens of a prompt, unlike all others
+constexpr std::int64_t kFuturePositions = 512;
 
 // What was seen in one layer of a prompt of n tokens, f32. What needs() does not ask for may be
 // empty.
@@ -176,6 +193,16 @@ struct LayerView {
     std::span<const float> observed = {};
     std::span<const float> keys = {};    // [kv_heads][n][dim_k], after RoPE
     std::span<const float> values = {};  // [kv_heads][n][dim_v]
+    // Of the prompt's queries but the first kSinkQueries, before RoPE, then turned by the mean of
+    // the rotations of the kFuturePositions positions behind the prompt:
+    std::span<const float> query_mean = {};        // [query_heads][dim_k]
+    std::span<const float> query_covariance = {};  // [query_heads][dim_k][dim_k]
+    // [query_heads][n]: sum of the absolute values of W_o v, W_o being the query head's columns of
+    // the output projection.
+    std::span<const float> output_norms = {};
+    // [kv_heads][n]: the highest weight that a row gets from any query of the group while the model
+    // reads the prompt again; 0 for the first kSinkQueries rows.
+    std::span<const float> reconstruction = {};
 };
 
 // A recipe bound to a model shape and a prompt length: the pure function that the engine calls once
@@ -190,7 +217,7 @@ public:
     static Result<Method> create(const MethodConfig& config, const HeadShape& shape,
                                  std::int64_t prompt_tokens, std::int64_t row_bytes);
 
-    const Recipe& recipe() const { return *recipe_; }
+    const Recipe& recipe() const { return recipe_; }  // with the options' allocator
     const MethodConfig& config() const { return config_; }
     // Rows per head of this prompt; for adaptive allocation only the sums of its layers matter.
     const Plan& plan() const { return plan_; }
@@ -232,7 +259,7 @@ private:
     std::vector<std::int64_t> rows_of_layer(std::int64_t layer,
                                             const std::vector<float>& values) const;
 
-    const Recipe* recipe_ = nullptr;
+    Recipe recipe_ = {};
     MethodConfig config_;
     HeadShape shape_;
     std::int64_t prompt_ = 0;
@@ -327,6 +354,16 @@ std::vector<float> score_window(std::span<const float> observed, const HeadShape
 std::vector<float> score_key_norm(std::span<const float> keys, std::int64_t heads, std::int64_t n);
 std::vector<float> score_key_difference(std::span<const float> keys, std::int64_t heads,
                                         std::int64_t n);
+// From keys, values and the moments of the queries: [kv_heads][n], mean over the group; `epsilon`
+// is added to what attention a row may expect. The first kSinkQueries get 0 (2510.00636).
+std::vector<float> score_expected_attention(const LayerView& view, const HeadShape& shape,
+                                            std::int64_t n, double epsilon);
+// In place, values [kv_heads][positions]: behind the first `protect` positions, the better half of
+// the `competing_rows` of each head stay above all others; the others are ranked by (value + 1e-4)
+// times the group's mean of `norms` [query_heads][n] (2502.03805).
+void rank_by_output(std::span<float> values, std::span<const float> norms, const HeadShape& shape,
+                    std::int64_t n, std::int64_t protect,
+                    std::span<const std::int64_t> competing_rows);
 // Numbers in [0, 1) that only depend on seed, layer, head and position: [heads][n].
 std::vector<float> score_random(std::int64_t seed, std::int64_t layer, std::int64_t heads,
                                 std::int64_t n);

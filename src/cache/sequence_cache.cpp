@@ -102,9 +102,11 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
         const auto& list = keep[size(head)];
         const auto start = layer->start[size(head)];
         gather_stored(shape_.type_k, layer->keys.get() + start * shape_.key_bytes(),
-                      from.keys.data() + head * from.tokens * shape_.dim_k, list, shape_.dim_k);
+                      from.keys.data() + head * from.head_rows() * shape_.dim_k, list,
+                      shape_.dim_k);
         gather_stored(shape_.type_v, layer->values.get() + start * shape_.value_bytes(),
-                      from.values.data() + head * from.tokens * shape_.dim_v, list, shape_.dim_v);
+                      from.values.data() + head * from.head_rows() * shape_.dim_v, list,
+                      shape_.dim_v);
         layer->positions[size(head)].assign(list.begin(), list.end());
     }
     layers_[size(index)] = std::move(*layer);

@@ -21,6 +21,8 @@ using kernels::Half;  // IEEE binary16
 struct LayerRows {
     std::span<const Half> keys, values;
     std::int64_t tokens = 0;
+    std::int64_t stride = 0;  // rows from one head's first to the next one's; 0: tokens
+    std::int64_t head_rows() const { return stride > 0 ? stride : tokens; }
 };
 
 struct CacheShape {

@@ -50,6 +50,7 @@ nlohmann::json describe(const MethodConfig& config) {
     const auto add = [&](const char* name, auto value, auto usual) {
         if (value != usual) json[name] = value;
     };
+    if (o.allocate) json["allocate"] = name_of(*o.allocate);
     add("temperature", o.temperature, d.temperature);
     add("shrink", o.shrink, d.shrink);
     add("mix", o.mix, d.mix);

@@ -35,7 +35,8 @@ const char* pool_name(Pool pool) { return pool == Pool::max ? "max" : "avg"; }
 
 double beta_of(const MethodConfig& config, double rows) {
     const auto recipe = find_recipe(config.method);
-    const bool pyramid = recipe && (*recipe)->allocate == AllocateStep::pyramid;
+    const bool pyramid =
+        recipe && config.options.allocate.value_or((*recipe)->allocate) == AllocateStep::pyramid;
     return pyramid ? config.options.pyramid_beta : importance_beta(config.options, rows);
 }
 
@@ -122,7 +123,8 @@ std::vector<std::pair<std::string, std::string>> settings_of(const MethodConfig&
         settings.emplace_back("pooling",
                               fmt::format("{} of {}", pool_name(options.pool), options.kernel));
     }
-    const AllocateStep allocate = (*recipe)->allocate;
+    const AllocateStep allocate = options.allocate.value_or((*recipe)->allocate);
+    if (options.allocate) settings.emplace_back("allocate", name_of(allocate));
     if (allocate == AllocateStep::head_importance || allocate == AllocateStep::pyramid) {
         settings.emplace_back("beta", fmt::format("{}", beta_of(config, rows)));
     }

@@ -25,6 +25,7 @@ ordered_json options_of(const Recipe& recipe) {
     const MethodOptions d;
     const bool pyramid = recipe.allocate == AllocateStep::pyramid;
     const ordered_json defaults = {
+        {"allocate", name_of(recipe.allocate)},
         {"window", d.window},
         {"protect", recipe.protect},
         {"observe", d.observe},
@@ -47,6 +48,21 @@ ordered_json options_of(const Recipe& recipe) {
     return options;
 }
 
+ordered_json allocators_json(const Recipe& recipe) {
+    ordered_json names = ordered_json::array();
+    for (const AllocateStep step : allocators_of(recipe)) names.push_back(name_of(step));
+    return names;
+}
+
+std::string allocators_text(const Recipe& recipe) {
+    std::string text;
+    for (const AllocateStep step : allocators_of(recipe)) {
+        text += text.empty() ? "" : ", ";
+        text += name_of(step);
+    }
+    return text;
+}
+
 ordered_json json_of(const Recipe& recipe) {
     return {{"name", recipe.name},
             {"score", name_of(recipe.score)},
@@ -54,6 +70,7 @@ ordered_json json_of(const Recipe& recipe) {
             {"select", name_of(recipe.select)},
             {"store", name_of(recipe.store)},
             {"score_kind", recipe.score_kind},
+            {"allocators", allocators_json(recipe)},
             {"options", options_of(recipe)},
             {"paper", recipe.paper},
             {"summary", recipe.summary},
@@ -65,10 +82,10 @@ std::string paper_text(const Recipe& recipe) {
 }
 
 std::string table_text() {
-    std::string text = fmt::format("{:<14} {:<17} {:<16} {:<13} {:<6} {}\n", "method", "score",
+    std::string text = fmt::format("{:<18} {:<18} {:<16} {:<13} {:<6} {}\n", "method", "score",
                                    "allocate", "select", "store", "paper");
     for (const Recipe& recipe : recipes()) {
-        text += fmt::format("{:<14} {:<17} {:<16} {:<13} {:<6} {}\n", recipe.name,
+        text += fmt::format("{:<18} {:<18} {:<16} {:<13} {:<6} {}\n", recipe.name,
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
     }
@@ -82,6 +99,9 @@ std::string recipe_text(const Recipe& recipe) {
     if (!recipe.score_kind.empty()) {
         text += fmt::format("  needs    head scores of kind {} (headkv calibrate --kind {})\n",
                             recipe.score_kind, recipe.score_kind);
+    }
+    if (const auto allocators = allocators_text(recipe); !allocators.empty()) {
+        text += fmt::format("  allocate may be {}\n", allocators);
     }
     // The page begins with its title.
     const std::string_view page = method_page(recipe.name);

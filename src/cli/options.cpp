@@ -235,6 +235,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         ->check(CLI::IsMember({"paper"}))
         ->type_name("NAME")
         ->group(method_group);
+    add("--allocate", a.allocate,
+        "how rows are shared, instead of the method's own way: uniform, pyramid, adaptive, "
+        "head-importance or global",
+        "HOW");
     add("--window", a.window, fmt::format("last prompt rows, always kept ({})", d.window).c_str(),
         "N");
     add("--protect", a.protect,
@@ -331,11 +335,23 @@ Result<Budget> method_budget(const MethodArguments& arguments) {
     return budget;
 }
 
+Result<Recipe> method_recipe(const MethodArguments& arguments) {
+    const auto found = find_recipe(arguments.method);
+    if (!found) return tl::unexpected(found.error());
+    if (!arguments.allocate || (*found)->allocate == AllocateStep::all) return **found;
+    const auto allocate = parse_allocator(*arguments.allocate);
+    if (!allocate) return tl::unexpected(allocate.error());
+    return with_allocator(**found, *allocate);
+}
+
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe) {
     MethodOptions options = arguments.preset == "paper" ? preset_paper() : MethodOptions();
     const auto take = [](const auto& from, auto& to) {
         if (from) to = *from;
     };
+    // As far as it makes a difference, so that the method's own way, said or not, is one thing.
+    const auto own = find_recipe(recipe.name);
+    if (own && (*own)->allocate != recipe.allocate) options.allocate = recipe.allocate;
     take(arguments.window, options.window);
     take(arguments.protect, options.protect);
     take(arguments.observe, options.observe);
@@ -396,9 +412,9 @@ Result<RowLayout> method_layout(const MethodArguments& arguments) {
 Result<void> check_method(const MethodArguments& arguments, std::string_view written) {
     const auto own = written_method(arguments, written);
     if (!own) return tl::unexpected(own.error());
-    const auto recipe = find_recipe(own->method);
+    const auto recipe = method_recipe(*own);
     if (!recipe) return tl::unexpected(recipe.error());
-    if (const auto options = method_options(*own, **recipe); !options) {
+    if (const auto options = method_options(*own, *recipe); !options) {
         return tl::unexpected(options.error());
     }
     if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
@@ -411,11 +427,11 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
                                    const ModelInfo& model) {
     const auto own = written_method(arguments, written);
     if (!own) return tl::unexpected(own.error());
-    const auto recipe = find_recipe(own->method);
+    const auto recipe = method_recipe(*own);
     if (!recipe) return tl::unexpected(recipe.error());
     const auto budget = method_budget(*own);
     if (!budget) return tl::unexpected(budget.error());
-    auto options = method_options(*own, **recipe);
+    auto options = method_options(*own, *recipe);
     if (!options) return tl::unexpected(options.error());
     const auto store = method_store(*own);
     if (!store) return tl::unexpected(store.error());
@@ -427,15 +443,10 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     if (!layout) return tl::unexpected(layout.error());
     const auto recall = method_recall(*own);
     if (!recall) return tl::unexpected(recall.error());
-    auto scores = scores_of(*own, **recipe, model);
+    auto scores = scores_of(*own, *recipe, model);
     if (!scores) return tl::unexpected(scores.error());
-    return MethodConfig{std::string((*recipe)->name),
-                        *budget,
-                        *options,
-                        std::move(*scores),
-                        *store,
-                        *layout,
-                        *recall};
+    return MethodConfig{
+        std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall};
 }
 
 std::vector<std::filesystem::path> score_folders() {

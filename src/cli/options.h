@@ -36,7 +36,7 @@ struct MethodArguments {
     bool force_scores = false;
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve;
-    std::optional<std::string> pool, group_reduce, normalize, kv_type, layout, recall;
+    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall;
     std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
@@ -48,6 +48,9 @@ Result<MethodArguments> written_method(const MethodArguments& arguments, std::st
 // How reports name it: as written, and with the types of its rows where they are not f16.
 std::string method_title(std::string_view written, const StoreTypes& types);
 
+// The recipe of `method` with the allocator asked for; methods that keep every row have no use for
+// one. Errors (bad_input): unknown names, and what with_allocator() refuses.
+Result<Recipe> method_recipe(const MethodArguments& arguments);
 // What can be checked without a model: budget given once, well-formed, known names.
 Result<Budget> method_budget(const MethodArguments& arguments);
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);

@@ -29,11 +29,12 @@ constexpr std::array<std::string_view, 3> kOfAll = {"kv-type", "layout", "recall
 // Error (bad_input): an option that no step of the method reads; lists those that are read. An
 // unknown method takes any: what is wrong with it is said elsewhere.
 Result<void> check_known(const MethodArguments& arguments, std::string_view name) {
-    const auto recipe = find_recipe(arguments.method);
-    if (!recipe) return {};
-    auto known = option_names(**recipe);
+    if (!find_recipe(arguments.method)) return {};
+    const auto recipe = method_recipe(arguments);
+    if (!recipe) return tl::unexpected(recipe.error());
+    auto known = option_names(*recipe);
     known.insert(known.end(), kOfAll.begin(), kOfAll.end());
-    if (!(*recipe)->score_kind.empty()) known.emplace_back("heads");
+    if (!recipe->score_kind.empty()) known.emplace_back("heads");
     if (std::find(known.begin(), known.end(), name) != known.end()) return {};
     return bad_input("{} has no option {}; it has {}", arguments.method, name,
                      fmt::join(known, ", "));
@@ -61,8 +62,9 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 6> names = {
-        {{"pool", &arguments.pool},
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 7> names = {
+        {{"allocate", &arguments.allocate},
+         {"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},
          {"kv-type", &arguments.kv_type},
@@ -117,7 +119,12 @@ Result<MethodArguments> written_method(const MethodArguments& arguments, std::st
     MethodArguments own = arguments;
     const std::size_t colon = std::min(written.find(':'), written.size());
     own.method = written.substr(0, colon);
-    for (const auto& option : split_options(written.substr(std::min(colon + 1, written.size())))) {
+    auto options = split_options(written.substr(std::min(colon + 1, written.size())));
+    // First, because which other options there are depends on it.
+    std::stable_partition(options.begin(), options.end(), [](const std::string& option) {
+        return option.starts_with("allocate=");
+    });
+    for (const auto& option : options) {
         if (auto applied = apply_option(own, option); !applied) {
             return tl::unexpected(applied.error());
         }

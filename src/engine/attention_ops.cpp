@@ -101,7 +101,7 @@ void PackedLayerRows::pack(const LayerRows& rows, std::int64_t head, std::int64_
                            std::int64_t end) {
     const auto first = block * kernels::kPackedRows;
     const auto count = std::min(kernels::kPackedRows, end - first);
-    const auto from = head * rows.tokens + first;
+    const auto from = head * rows.head_rows() + first;
     const auto to = head * blocks_ * kernels::kPackedRows + first;
     unit_->pack_keys(rows.keys.data() + from * shape_.dim_k, count, shape_.dim_k,
                      keys_.data() + to * kernels::packed_key_dim(shape_.dim_k));
@@ -165,9 +165,9 @@ void compute_prefill(ggml_tensor* out, int /*thread*/, int /*threads*/, void* da
         plan, out->src[0], queries,
         [&](std::int64_t count) { start_state(state, count * group, stride); },
         [&](std::int64_t head, std::int64_t q, std::int64_t some, const std::int64_t* visible) {
-            const Rows rows{plan.rows.keys.data() + head * plan.rows.tokens * shape.dim_k,
-                            plan.rows.values.data() + head * plan.rows.tokens * shape.dim_v,
-                            plan.rows.tokens};
+            const auto held = plan.rows.head_rows();
+            const Rows rows{plan.rows.keys.data() + head * held * shape.dim_k,
+                            plan.rows.values.data() + head * held * shape.dim_v, held};
             kernel.attend_tiles(queries + q * shape.dim_k, some, visible, rows, dims,
                                 {state.max + q, state.sum + q, state.out + q * stride}, work);
         },
@@ -233,7 +233,8 @@ void add_attention(const Observation& plan, std::int64_t head, std::int64_t begi
         float* query = memory + (i - begin) * shape.dim_k;
         for (std::int64_t d = 0; d < shape.dim_k; ++d) query[d] = from[d] * shape.scale;
     }
-    const auto* keys = plan.rows.keys.data() + head / shape.heads.group() * tokens * shape.dim_k;
+    const auto* keys =
+        plan.rows.keys.data() + head / shape.heads.group() * plan.rows.head_rows() * shape.dim_k;
     const auto most = tokens - plan.count + end;  // rows that the last of them sees
     kernel.dot_rows(memory, end - begin, keys, most, shape.dim_k, scores, tokens);
     for (auto i = begin; i < end; ++i) {

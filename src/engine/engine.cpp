@@ -14,6 +14,7 @@
 #include "engine/device_engine.h"
 #include "engine/prefill.h"
 #include "engine/recall.h"
+#include "engine/reconstruction.h"
 #include "engine/step_recall.h"
 #include "engine/text_probabilities.h"
 #include "headkv/sampler.h"
@@ -247,7 +248,10 @@ Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& co
     if (!bytes) return tl::unexpected(bytes.error());
     const auto method =
         Method::create(config, info.shape, static_cast<std::int64_t>(prompt.size()), *bytes);
-    return method ? Result<void>() : tl::unexpected(method.error());
+    if (!method) return tl::unexpected(method.error());
+    if (!method->needs().reconstruction || impl_->device) return {};
+    const auto pieces = repeat_pieces(model().tokenizer(), prompt, info.context);
+    return pieces ? Result<void>() : tl::unexpected(pieces.error());
 }
 
 Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
@@ -301,8 +305,14 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
              QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
              std::move(archive)});
     }
-    auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets),
-                                   self.prefill_options(false));
+    auto chosen = self.prefill_options(false);
+    if (std::ranges::any_of(
+            targets, [](const auto& target) { return target.method.needs().reconstruction; })) {
+        auto pieces = repeat_pieces(self.model->tokenizer(), prompt, self.model->info().context);
+        if (!pieces) return tl::unexpected(pieces.error());
+        chosen.repeats = std::move(*pieces);
+    }
+    auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets), chosen);
     if (!prefill) return tl::unexpected(prefill.error());
     return PrefillJob(std::make_unique<PrefillJob::Impl>(
         PrefillJob::Impl{&self, std::move(*prefill), nullptr, now_ms() - start}));
@@ -323,8 +333,8 @@ std::int64_t PrefillJob::layer() const {
     return impl_->device ? impl_->device->layer() : impl_->prefill->layer();
 }
 std::int64_t PrefillJob::total() const {
-    const auto tokens = impl_->device ? impl_->device->tokens() : impl_->prefill->tokens();
-    return tokens * impl_->engine->shape.heads.layers;
+    return impl_->device ? impl_->device->tokens() * impl_->engine->shape.heads.layers
+                         : impl_->prefill->total();
 }
 
 Result<PrefillResult> PrefillJob::finish() {

@@ -44,16 +44,17 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
     auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
     if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
     if (layer.k_norm != nullptr) k = norm(k, layer.k_norm);
+    return {rotate(q, positions), rotate(k, positions), v, q};
+}
+
+ggml_tensor* GraphBuilder::rotate(ggml_tensor* x, ggml_tensor* positions) const {
     const auto& rope = hyper.rope;
     const auto mode =
         hyper.traits->rope == RopeKind::halves ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
-    const auto rotate = [&](ggml_tensor* y) {
-        return ggml_rope_ext(
-            context, y, positions, weights.rope_factors, static_cast<int>(rope.dimensions), mode,
-            static_cast<int>(rope.original_context), rope.base, rope.frequency_scale, rope.yarn_mix,
-            rope.attention_factor, rope.beta_fast, rope.beta_slow);
-    };
-    return {rotate(q), rotate(k), v};
+    return ggml_rope_ext(context, x, positions, weights.rope_factors,
+                         static_cast<int>(rope.dimensions), mode,
+                         static_cast<int>(rope.original_context), rope.base, rope.frequency_scale,
+                         rope.yarn_mix, rope.attention_factor, rope.beta_fast, rope.beta_slow);
 }
 
 ggml_tensor* GraphBuilder::finish_layer(const LayerWeights& layer, ggml_tensor* x,

@@ -26,12 +26,16 @@ struct GraphBuilder {
     bool bf16_inputs(std::initializer_list<const Matrix*> products, std::int64_t columns) const;
 
     struct Projections {
-        ggml_tensor* q;  // [head_dim_k, query_heads, tokens], after RoPE
-        ggml_tensor* k;  // [head_dim_k, kv_heads, tokens], after RoPE
-        ggml_tensor* v;  // [head_dim_v, kv_heads, tokens]
+        ggml_tensor* q;        // [head_dim_k, query_heads, tokens], after RoPE
+        ggml_tensor* k;        // [head_dim_k, kv_heads, tokens], after RoPE
+        ggml_tensor* v;        // [head_dim_v, kv_heads, tokens]
+        ggml_tensor* plain_q;  // as q, before RoPE
     };
     // x [embedding, tokens]: hidden states before the layer; positions i32 [tokens].
     Projections project(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;
+
+    // RoPE. x [head_dim_k, heads, tokens], positions i32 [tokens].
+    ggml_tensor* rotate(ggml_tensor* x, ggml_tensor* positions) const;
 
     // Output projection, feed-forward and both residuals, added into x in place.
     // attention [query_heads * head_dim_v, tokens].

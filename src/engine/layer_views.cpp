@@ -1,6 +1,9 @@
 #include "engine/layer_views.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
 
 #include "engine/compute.h"
 
@@ -8,10 +11,70 @@ namespace headkv {
 
 namespace {
 
-std::vector<float> as_floats(std::span<const Half> rows) {
-    std::vector<float> floats(rows.size());
-    kernels::best().to_float(rows.data(), floats.data(), static_cast<std::int64_t>(rows.size()));
+std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+// [heads][tokens][dim] of the first `tokens` of every head's `held` rows.
+std::vector<float> as_floats(std::span<const Half> rows, std::int64_t heads, std::int64_t tokens,
+                             std::int64_t held) {
+    const auto dim = static_cast<std::int64_t>(rows.size()) / (heads * held);
+    std::vector<float> floats(size(heads * tokens * dim));
+    for (std::int64_t head = 0; head < heads; ++head) {
+        kernels::best().to_float(rows.data() + head * held * dim,
+                                 floats.data() + head * tokens * dim, tokens * dim);
+    }
     return floats;
+}
+
+// [out][in]
+std::vector<float> as_floats(const Matrix& w) {
+    std::vector<float> floats(size(w.out * w.in));
+    if (w.file_type == GGML_TYPE_F32) {
+        std::memcpy(floats.data(), w.file.data(), floats.size() * sizeof(float));
+    } else {
+        ggml_get_type_traits(w.file_type)->to_float(w.file.data(), floats.data(), w.out * w.in);
+    }
+    return floats;
+}
+
+struct OutputNorms {
+    AttentionShape shape;
+    LayerRows rows;
+    std::vector<float> weights;  // [out][query_heads * dim_v]
+    std::atomic<std::int64_t> next{0};
+};
+
+// out [tokens, query_heads]. A unit is a query head and a block of rows: its part of the weights
+// takes the place of queries, the values that of keys.
+void compute_output_norms(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    constexpr std::int64_t kRows = 512, kOutputs = 32;  // at once
+    auto& plan = *static_cast<OutputNorms*>(data);
+    const auto dim = plan.shape.dim_v, width = plan.shape.heads.query_heads * dim;
+    const auto outputs = static_cast<std::int64_t>(plan.weights.size()) / width;
+    const auto tokens = plan.rows.tokens, blocks = (tokens + kRows - 1) / kRows;
+    thread_local std::vector<float> memory;
+    memory.resize(size(kOutputs * (dim + kRows)));
+    float* products = memory.data() + kOutputs * dim;
+    const auto units = plan.shape.heads.query_heads * blocks;
+    for (auto unit = plan.next.fetch_add(1); unit < units; unit = plan.next.fetch_add(1)) {
+        const auto head = unit / blocks, first = unit % blocks * kRows;
+        const auto rows = std::min(kRows, tokens - first);
+        const auto* values =
+            plan.rows.values.data() +
+            (head / plan.shape.heads.group() * plan.rows.head_rows() + first) * dim;
+        float* sums = static_cast<float*>(out->data) + head * tokens + first;
+        std::fill_n(sums, rows, 0.0F);
+        for (std::int64_t begin = 0; begin < outputs; begin += kOutputs) {
+            const auto some = std::min(kOutputs, outputs - begin);
+            for (std::int64_t i = 0; i < some; ++i) {
+                std::copy_n(plan.weights.data() + (begin + i) * width + head * dim, dim,
+                            memory.data() + i * dim);
+            }
+            kernels::best().dot_rows(memory.data(), some, values, rows, dim, products, rows);
+            for (std::int64_t i = 0; i < some; ++i) {
+                for (std::int64_t j = 0; j < rows; ++j) sums[j] += std::abs(products[i * rows + j]);
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -27,17 +90,30 @@ Result<std::vector<float>> LayerViews::observed(std::int64_t queries, bool squar
     plan.count = std::min(queries, source_.rows.tokens);
     plan.squared = squares;
     plan.queries = source_.queries.data() + (held - plan.count) * width;
-    auto* node = observe(context.get(), plan);
-    auto* graph = ggml_new_graph_custom(context.get(), 1, false);
+    return computed(observe(context.get(), plan), context.get());
+}
+
+Result<std::vector<float>> LayerViews::output_norms() const {
+    const auto context = make_context(1);
+    OutputNorms plan{source_.shape, source_.rows, as_floats(*source_.output)};
+    auto* node = ggml_custom_4d(context.get(), GGML_TYPE_F32, source_.rows.tokens,
+                                source_.shape.heads.query_heads, 1, 1, nullptr, 0,
+                                compute_output_norms, GGML_N_TASKS_MAX, &plan);
+    return computed(node, context.get());
+}
+
+Result<std::vector<float>> LayerViews::computed(ggml_tensor* node, ggml_context* context) const {
+    auto* graph = ggml_new_graph_custom(context, 1, false);
     ggml_build_forward_expand(graph, node);
     if (auto done = run_(graph); !done) return tl::unexpected(done.error());
-    std::vector<float> result(static_cast<std::size_t>(ggml_nelements(node)));
+    std::vector<float> result(size(ggml_nelements(node)));
     ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
     return result;
 }
 
 Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     LayerView view;
+    const auto heads = source_.shape.heads.kv_heads;
     if (needs.queries > 0) {
         auto& known = observed_[{needs.queries, needs.squares}];
         if (known.empty()) {
@@ -48,13 +124,33 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
         view.observed = known;
     }
     if (needs.keys) {
-        if (keys_.empty()) keys_ = as_floats(source_.rows.keys);
+        if (keys_.empty()) {
+            keys_ =
+                as_floats(source_.rows.keys, heads, source_.rows.tokens, source_.rows.head_rows());
+        }
         view.keys = keys_;
     }
     if (needs.values) {
-        if (values_.empty()) values_ = as_floats(source_.rows.values);
+        if (values_.empty()) {
+            values_ = as_floats(source_.rows.values, heads, source_.rows.tokens,
+                                source_.rows.head_rows());
+        }
         view.values = values_;
     }
+    if (needs.future_queries) {
+        if (moments_.mean.empty()) moments_ = source_.future->moments();
+        view.query_mean = moments_.mean;
+        view.query_covariance = moments_.covariance;
+    }
+    if (needs.output_norms) {
+        if (output_norms_.empty()) {
+            auto made = output_norms();
+            if (!made) return tl::unexpected(made.error());
+            output_norms_ = std::move(*made);
+        }
+        view.output_norms = output_norms_;
+    }
+    if (needs.reconstruction) view.reconstruction = source_.reconstruction->best();
     return view;
 }
 

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "engine/attention_ops.h"
+#include "engine/future_queries.h"
+#include "engine/reconstruction.h"
 #include "headkv/error.h"
 #include "headkv/method.h"
 
@@ -22,6 +24,9 @@ public:
         LayerRows rows;
         // [query_heads * dim_k] each, after RoPE, of the last tokens.
         std::span<const float> queries;
+        const Matrix* output = nullptr;                  // the output projection
+        const FutureQueries* future = nullptr;           // where a method asks for it
+        const Reconstruction* reconstruction = nullptr;  // the same
     };
     // Runs a graph, with memory for its results.
     using Run = std::function<Result<void>(ggml_cgraph*)>;
@@ -31,13 +36,16 @@ public:
     Result<LayerView> of(const LayerNeeds& needs);
 
 private:
+    Result<std::vector<float>> computed(ggml_tensor* node, ggml_context* context) const;
     Result<std::vector<float>> observed(std::int64_t queries, bool squares) const;
+    Result<std::vector<float>> output_norms() const;
 
     Source source_;
     Run run_;
     // By queries, and whether squared.
     std::map<std::pair<std::int64_t, bool>, std::vector<float>> observed_;
-    std::vector<float> keys_, values_;
+    std::vector<float> keys_, values_, output_norms_;
+    FutureQueries::Moments moments_;
 };
 
 }  // namespace headkv

@@ -1,6 +1,7 @@
 #include "engine/prefill.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <numeric>
 
@@ -46,15 +47,27 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     window_ = 1;
     for (auto& target : targets_) {
         target.selection.emplace(target.method);
-        window_ = std::max(window_, std::min(tokens_, target.method.needs().queries));
+        const auto needs = target.method.needs();
+        window_ = std::max(window_, std::min(tokens_, needs.queries));
+        if (needs.future_queries && !future_) future_.emplace(shape_);
+        if (needs.reconstruction && !reconstruction_) reconstruction_.emplace(shape_, tokens_);
     }
+    stretches_ = {{nullptr, 0, tokens_, 0}};
+    columns_ = tokens_;
+    std::int64_t longest = 0;
+    for (const auto& piece : options_.repeats) {
+        stretches_.push_back({&piece, columns_, piece.length(), tokens_});
+        columns_ += piece.length();
+        longest = std::max(longest, piece.length());
+    }
+    const auto held = tokens_ + longest;  // rows of a head
     context_ = make_context(16);
     auto* c = context_.get();
-    ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
-    positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
-    hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, tokens_);
-    keys_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, tokens_, hyper.shape.kv_heads);
-    values_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, tokens_, hyper.shape.kv_heads);
+    ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, columns_);
+    positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, columns_);
+    hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, columns_);
+    keys_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, held, hyper.shape.kv_heads);
+    values_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, held, hyper.shape.kv_heads);
     queries_ =
         ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
     buffer_.reset(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
@@ -66,13 +79,23 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     }
     if (options_.unit != nullptr) packed_.emplace(*options_.unit);
     if (options_.unit != nullptr && PackedLayerRows::fits(shape_)) {
-        packed_rows_.emplace(*options_.unit, shape_, tokens_);
+        packed_rows_.emplace(*options_.unit, shape_, held);
     }
-    std::vector<std::int32_t> positions(prompt.size());
-    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
-    ggml_backend_tensor_set(ids_, prompt.data(), 0, ggml_nbytes(ids_));
+    std::vector<Token> ids(prompt.begin(), prompt.end());
+    std::vector<std::int32_t> positions;
+    for (const auto& part : stretches_) {
+        if (part.piece != nullptr) {
+            ids.insert(ids.end(), part.piece->tokens.begin(), part.piece->tokens.end());
+        }
+        for (std::int64_t i = 0; i < part.count; ++i) {
+            positions.push_back(static_cast<std::int32_t>(part.row + i));
+        }
+    }
+    ggml_backend_tensor_set(ids_, ids.data(), 0, ggml_nbytes(ids_));
     ggml_backend_tensor_set(positions_, positions.data(), 0, ggml_nbytes(positions_));
-    return {};
+    if (!future_) return {};
+    return future_->prepare(hyper, model_.weights, tokens_,
+                            [this](ggml_cgraph* graph) { return compute_graph(graph); });
 }
 
 std::int64_t Prefill::scratch_bytes() const {
@@ -91,15 +114,16 @@ Result<bool> Prefill::step(std::int64_t most) {
     if (layer_ == model_.hyper.shape.layers) return true;
     // Chunks of equal length: no short last chunk that runs at a matrix-vector's speed.
     const auto longest = most > 0 ? std::min(most, options_.chunk) : options_.chunk;
-    const auto left = tokens_ - begin_;
+    const auto& part = stretch();
+    const auto left = part.first + part.count - begin_;
     const auto chunks = (left + longest - 1) / longest;
     const auto count = (left + chunks - 1) / chunks;
     if (layer_ == 0) {
         if (auto done = embed(begin_, count); !done) return tl::unexpected(done.error());
     }
-    if (auto done = run_chunk(begin_, count); !done) return tl::unexpected(done.error());
+    if (auto done = run_chunk(part, begin_, count); !done) return tl::unexpected(done.error());
     begin_ += count;
-    if (begin_ < tokens_) return false;
+    if (begin_ < columns_) return false;
     const auto start = now_ms();
     if (auto done = compress_layer(); !done) return tl::unexpected(done.error());
     compress_ms_ += now_ms() - start;
@@ -107,6 +131,21 @@ Result<bool> Prefill::step(std::int64_t most) {
     packed_tokens_ = 0;
     if (packed_) packed_->clear();
     return ++layer_ == model_.hyper.shape.layers;
+}
+
+const Prefill::Stretch& Prefill::stretch() const {
+    const auto found =
+        std::find_if(stretches_.begin(), stretches_.end(),
+                     [this](const Stretch& part) { return begin_ < part.first + part.count; });
+    assert(found != stretches_.end());
+    return *found;
+}
+
+LayerRows Prefill::rows() const {
+    return {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
+            {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
+            tokens_,
+            keys_->ne[1]};
 }
 
 Result<void> Prefill::embed(std::int64_t begin, std::int64_t count) {
@@ -120,9 +159,12 @@ Result<void> Prefill::embed(std::int64_t begin, std::int64_t count) {
     return compute_graph(graph);
 }
 
-Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
+Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count) {
     const auto& hyper = model_.hyper;
+    const bool prompt = stretch.piece == nullptr;
     const auto end = begin + count;
+    const auto offset = begin - stretch.first;
+    const auto row = stretch.row + offset;
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     LinearOps products(LinearOps::Use::prompt, packed_ ? &*packed_ : nullptr);
@@ -136,7 +178,7 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
     // [dim, heads, chunk] -> rows of each head together
     const auto store = [&](ggml_tensor* from, ggml_tensor* rows) {
         auto* to = ggml_view_3d(c, rows, rows->ne[0], count, rows->ne[2], rows->nb[1], rows->nb[2],
-                                size(begin) * rows->nb[1]);
+                                size(row) * rows->nb[1]);
         auto* node = ggml_cpy(c, ggml_permute(c, from, 0, 2, 1, 3), to);
         ggml_build_forward_expand(graph, node);
         return node;
@@ -145,42 +187,51 @@ Result<void> Prefill::run_chunk(std::int64_t begin, std::int64_t count) {
 
     // The part of the window that lies in this chunk.
     const auto window_begin = std::max(begin, tokens_ - window_);
-    if (window_begin < end) {
+    if (prompt && window_begin < end) {
         auto* flat = ggml_reshape_2d(c, part.q, queries_->ne[0], count);
         auto* from = columns(c, flat, window_begin - begin, end - window_begin);
         auto* to = columns(c, queries_, window_begin - (tokens_ - window_), end - window_begin);
         ggml_build_forward_expand(graph, ggml_cpy(c, from, to));
+    }
+    if (prompt && future_) {
+        ggml_build_forward_expand(graph, future_->add(c, part.plain_q, begin));
+    }
+    if (!prompt) {
+        ggml_build_forward_expand(graph, reconstruction_->score(c, part.q, stored, rows(), tokens_,
+                                                                *stretch.piece, offset));
     }
     // Behind the last layer only the last token is read: the others need their rows, no more.
     const bool last_layer = layer_ + 1 == hyper.shape.layers;
     PrefillAttention attention;
     if (!last_layer || options_.all_tokens || end == tokens_) {
         attention.shape = shape_;
-        attention.rows = {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
-                          {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
-                          tokens_};
-        attention.position = begin;
+        attention.rows = rows();
+        attention.position = row;
         attention.packed = packed_rows_ ? &*packed_rows_ : nullptr;
-        attention.unpacked = packed_tokens_;
-        packed_tokens_ = end;
+        attention.unpacked = prompt ? packed_tokens_ : row;
+        if (prompt) packed_tokens_ = end;
         auto* attended = prefill_attention(c, part.q, stored, attention);
         ggml_build_forward_expand(graph, build.finish_layer(layer, x, attended));
     }
-    return compute_graph(graph);
+    auto done = compute_graph(graph);
+    if (done && !prompt) reconstruction_->take();
+    return done;
 }
 
 Result<void> Prefill::compress_layer() {
-    const LayerRows rows{{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
-                         {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
-                         tokens_};
     LayerViews views(
-        {shape_, rows, {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))}},
+        {.shape = shape_,
+         .rows = rows(),
+         .queries = {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))},
+         .output = &model_.weights.layers[size(layer_)].wo,
+         .future = future_ ? &*future_ : nullptr,
+         .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr},
         [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
         const auto view = views.of(target.method.needs());
         if (!view) return tl::unexpected(view.error());
         const auto keep = target.selection->next(*view);
-        if (auto filled = target.cache.fill(layer_, rows, keep, target.reserve); !filled) {
+        if (auto filled = target.cache.fill(layer_, rows(), keep, target.reserve); !filled) {
             return filled;
         }
         for (const auto& cut : target.selection->cuts()) {
@@ -194,7 +245,7 @@ Result<void> Prefill::compress_layer() {
             std::vector<std::int32_t> every(size(tokens_));
             std::iota(every.begin(), every.end(), 0);
             const std::vector<std::vector<std::int32_t>> all(keep.size(), every);
-            if (auto filled = target.archive->fill(layer_, rows, all, kArchiveReserve); !filled) {
+            if (auto filled = target.archive->fill(layer_, rows(), all, kArchiveReserve); !filled) {
                 return filled;
             }
         }
@@ -202,6 +253,8 @@ Result<void> Prefill::compress_layer() {
                     queries_->ne[0], target.log.at(0, layer_));
         target.log.written = 1;
     }
+    if (future_) future_->clear();
+    if (reconstruction_) reconstruction_->clear();
     return {};
 }
 

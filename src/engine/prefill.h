@@ -10,7 +10,9 @@
 #include "cache/sequence_cache.h"
 #include "engine/attention_ops.h"
 #include "engine/compute.h"
+#include "engine/future_queries.h"
 #include "engine/graph.h"
+#include "engine/reconstruction.h"
 #include "headkv/engine.h"
 
 namespace headkv {
@@ -28,7 +30,8 @@ struct PrefillTarget {
 // A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.
 // Every layer may be cut differently: the rows of a layer depend on the tokens before them, not on
 // where the chunks begin.
-// Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16.
+// Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16; with
+// Options::repeats, as much again for their tokens, but keys and values of one piece only.
 class Prefill {
 public:
     struct Options {
@@ -36,6 +39,8 @@ public:
         bool all_tokens = false;  // the last layer computes every token, for log_probabilities
         // Multiplies and attends in bf16; null: f32.
         const kernels::TileKernels* unit = nullptr;
+        // What is read behind the prompt in every layer, for methods that need it.
+        std::vector<RepeatPiece> repeats = {};
     };
     // Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
@@ -47,8 +52,9 @@ public:
     Result<bool> step(std::int64_t most = 0);
     std::int64_t layer() const { return layer_; }
     std::int64_t tokens() const { return tokens_; }
-    // Tokens x layers done, of tokens() x layers.
-    std::int64_t done() const { return layer_ * tokens_ + begin_; }
+    // Tokens x layers done, and in all; what is read twice counts twice.
+    std::int64_t done() const { return layer_ * columns_ + begin_; }
+    std::int64_t total() const { return model_.hyper.shape.layers * columns_; }
 
     // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
     Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
@@ -61,8 +67,16 @@ private:
             const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
 
+    // Tokens that lie together: the prompt, or a piece behind it.
+    struct Stretch {
+        const RepeatPiece* piece = nullptr;  // null: the prompt
+        std::int64_t first = 0, count = 0;   // columns
+        std::int64_t row = 0;                // of its first token, which is its position, too
+    };
+    const Stretch& stretch() const;  // of the next step
+    LayerRows rows() const;          // of layer_
     Result<void> embed(std::int64_t begin, std::int64_t count);
-    Result<void> run_chunk(std::int64_t begin, std::int64_t count);
+    Result<void> run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
     Result<void> compute_graph(ggml_cgraph* graph);
 
@@ -72,21 +86,25 @@ private:
     Options options_;
     AttentionShape shape_;
     std::int64_t tokens_ = 0, window_ = 0;
-    std::int64_t layer_ = 0, begin_ = 0;  // the next step: this layer, from this token on
+    std::int64_t columns_ = 0;            // tokens_ and those of all pieces behind the prompt
+    std::vector<Stretch> stretches_;      // all columns in order
+    std::int64_t layer_ = 0, begin_ = 0;  // the next step: this layer, from this column on
     double compress_ms_ = 0;
 
     ggml_context_ptr context_;
     ggml_backend_buffer_ptr buffer_;
-    ggml_tensor* ids_ = nullptr;                  // i32 [tokens]
-    ggml_tensor* positions_ = nullptr;            // i32 [tokens]
-    ggml_tensor* hidden_ = nullptr;               // f32 [embedding, tokens]
-    ggml_tensor* keys_ = nullptr;                 // f16 [dim_k, tokens, kv_heads]
-    ggml_tensor* values_ = nullptr;               // f16 [dim_v, tokens, kv_heads]
-    ggml_tensor* queries_ = nullptr;              // f32 [dim_k * query_heads, window]
-    std::optional<PackedLayer> packed_;           // of layer_, with a matrix unit
-    std::int64_t packed_tokens_ = 0;              // of those rows
-    std::optional<PackedLayerRows> packed_rows_;  // of layer_, with a matrix unit
-    WorkMemory work_;                             // of the graphs
+    ggml_tensor* ids_ = nullptr;                    // i32 [columns]
+    ggml_tensor* positions_ = nullptr;              // i32 [columns]
+    ggml_tensor* hidden_ = nullptr;                 // f32 [embedding, columns]
+    ggml_tensor* keys_ = nullptr;                   // f16 [dim_k, tokens + longest piece, kv_heads]
+    ggml_tensor* values_ = nullptr;                 // f16 [dim_v, the same, kv_heads]
+    ggml_tensor* queries_ = nullptr;                // f32 [dim_k * query_heads, window]
+    std::optional<PackedLayer> packed_;             // of layer_, with a matrix unit
+    std::int64_t packed_tokens_ = 0;                // of those rows
+    std::optional<PackedLayerRows> packed_rows_;    // of layer_, with a matrix unit
+    std::optional<FutureQueries> future_;           // of layer_, where a method asks for it
+    std::optional<Reconstruction> reconstruction_;  // the same
+    WorkMemory work_;                               // of the graphs
 };
 
 }  // namespace headkv

@@ -77,7 +77,10 @@ Result<void> check_shape(const HeadShape& shape, std::int64_t prompt, std::int64
     return {};
 }
 
-Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const HeadShape& shape) {
+// `wrapped`: whether only the options have the recipe ask for scores, which may then be of any
+// kind.
+Result<void> check_scores(const Recipe& recipe, bool wrapped, const HeadScores* scores,
+                          const HeadShape& shape) {
     if (recipe.score_kind.empty()) return {};
     if (scores == nullptr) {
         return bad_input(
@@ -87,7 +90,7 @@ Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const 
     }
     // Kinds that no recipe is named after (a user's own) may be used with either.
     for (const Recipe& other : recipes()) {
-        if (other.score_kind.empty() || other.score_kind == recipe.score_kind) continue;
+        if (wrapped || other.score_kind.empty() || other.score_kind == recipe.score_kind) continue;
         if (scores->kind == other.score_kind) {
             return bad_input("the head scores are of kind {}, {} needs kind {}: use --method {}",
                              scores->kind, recipe.name, recipe.score_kind, other.name);
@@ -97,20 +100,19 @@ Result<void> check_scores(const Recipe& recipe, const HeadScores* scores, const 
 }
 
 // Rows of a head that no score decides about; what allocators call the window.
-std::int64_t always_kept(const MethodOptions& options) { return options.window + options.protect; }
-
 std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
+    const std::int64_t protect = std::max(options.protect, recipe.protect);
     switch (recipe.select) {
         case SelectStep::all:
             return 0;
         case SelectStep::sinks_recent:
             return options.sinks + 1;
         case SelectStep::top_k_window:
-            return always_kept(options);
+            return options.window + protect;
         case SelectStep::heavy_recent:
-            return 2;
+            return std::max<std::int64_t>(2, 1 + protect);
         case SelectStep::top_k:
-            return 1 + recipe.protect;
+            return 1 + protect;
     }
     return 0;
 }
@@ -127,7 +129,8 @@ std::int64_t chunk_of(const Recipe& recipe, const MethodOptions& options) {
 std::string_view minimum_is(const Recipe& recipe, const MethodOptions& options) {
     if (recipe.select == SelectStep::sinks_recent) return "the sinks and one recent row";
     if (recipe.select != SelectStep::top_k_window) return "the fewest rows";
-    return options.protect > 0 ? "the window and the protected rows" : "the window";
+    return std::max(options.protect, recipe.protect) > 0 ? "the window and the protected rows"
+                                                         : "the window";
 }
 
 // Mean rows a head of a budget in any unit, checked against what the recipe must keep.
@@ -196,11 +199,12 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
         case AllocateStep::global:    // the sum of all
             return allocate_uniform(shape, rows, limit);
         case AllocateStep::pyramid:
-            return allocate_pyramid(shape, rows, always_kept(options), options.pyramid_beta, limit);
+            return allocate_pyramid(shape, rows, fewest_rows(recipe, options), options.pyramid_beta,
+                                    limit);
         case AllocateStep::head_importance:
             return allocate_head_importance(shape, shares_of(config, shape), rows,
-                                            always_kept(options), importance_beta(options, rows),
-                                            limit);
+                                            fewest_rows(recipe, options),
+                                            importance_beta(options, rows), limit);
         case AllocateStep::binary_heads:
             return allocate_binary_heads(shape, shares_of(config, shape), rows,
                                          options.sinks + options.window, limit);
@@ -249,45 +253,49 @@ std::vector<std::int32_t> all_positions(std::int64_t n) {
 
 Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape,
                               std::int64_t prompt_tokens, std::int64_t row_bytes) {
-    const auto recipe = find_recipe(config.method);
-    if (!recipe) return tl::unexpected(recipe.error());
+    const auto found = find_recipe(config.method);
+    if (!found) return tl::unexpected(found.error());
+    const auto made = with_allocator(**found, config.options.allocate.value_or((*found)->allocate));
+    if (!made) return tl::unexpected(made.error());
+    const Recipe& recipe = *made;
     if (auto ok = check_shape(shape, prompt_tokens, row_bytes); !ok) {
         return tl::unexpected(ok.error());
     }
     if (auto ok = check_options(config.options); !ok) return tl::unexpected(ok.error());
-    if (auto ok = check_scores(**recipe, config.scores.get(), shape); !ok) {
+    if (auto ok = check_scores(recipe, (*found)->score_kind.empty(), config.scores.get(), shape);
+        !ok) {
         return tl::unexpected(ok.error());
     }
 
-    if ((*recipe)->allocate == AllocateStep::global && config.layout != RowLayout()) {
+    if (recipe.allocate == AllocateStep::global && config.layout != RowLayout()) {
         return bad_input(
             "{} lets the rows of all layers compete, which no layout in blocks can follow: use "
             "--device cpu, without --layout",
-            (*recipe)->name);
+            recipe.name);
     }
 
     Method method;
-    method.recipe_ = *recipe;
+    method.recipe_ = recipe;
     method.config_ = config;
     method.shape_ = shape;
     method.prompt_ = prompt_tokens;
-    if ((*recipe)->allocate == AllocateStep::all) {
+    if (recipe.allocate == AllocateStep::all) {
         method.rows_ = static_cast<double>(prompt_tokens);
         method.full_ = true;
-        method.plan_ = allocate(**recipe, config, shape, method.rows_, prompt_tokens);
-        method.bound_ = allocate(**recipe, config, shape, method.rows_, kUnbounded);
+        method.plan_ = allocate(recipe, config, shape, method.rows_, prompt_tokens);
+        method.bound_ = allocate(recipe, config, shape, method.rows_, kUnbounded);
         return method;
     }
     const auto rows =
-        rows_of(config.budget, **recipe, config.options, shape, prompt_tokens, row_bytes);
+        rows_of(config.budget, recipe, config.options, shape, prompt_tokens, row_bytes);
     if (!rows) return tl::unexpected(rows.error());
     method.rows_ = *rows;
     method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
-    method.plan_ = allocate(**recipe, config, shape, *rows, prompt_tokens);
+    method.plan_ = allocate(recipe, config, shape, *rows, prompt_tokens);
     if (!method.full_) method.plan_ = fit_to_layout(method.plan_, config.layout, prompt_tokens);
     method.bound_ =
         method.full_
-            ? extend_to_budget(method.plan_, allocate(**recipe, config, shape, *rows, kUnbounded))
+            ? extend_to_budget(method.plan_, allocate(recipe, config, shape, *rows, kUnbounded))
             : method.plan_;
     return method;
 }
@@ -296,12 +304,14 @@ LayerNeeds Method::needs() const {
     LayerNeeds needs;
     if (full_) return needs;
     const MethodOptions& options = config_.options;
-    switch (recipe_->score) {
+    switch (recipe_.score) {
         case ScoreStep::squared_attention:
             needs.squares = true;
             [[fallthrough]];
         case ScoreStep::window_attention:
         case ScoreStep::layer_attention:
+        case ScoreStep::output_attention:
+            needs.output_norms = recipe_.score == ScoreStep::output_attention;
             needs.queries =
                 std::min(options.observe > 0 ? options.observe : options.window, prompt_);
             break;
@@ -312,9 +322,15 @@ LayerNeeds Method::needs() const {
         case ScoreStep::last_query:
             needs.queries = 1;
             break;
+        case ScoreStep::expected_attention:
+            needs.future_queries = needs.values = true;
+            [[fallthrough]];
         case ScoreStep::key_norm:
         case ScoreStep::key_difference:
             needs.keys = true;
+            break;
+        case ScoreStep::reconstruction:
+            needs.reconstruction = true;
             break;
         default:
             break;
@@ -323,19 +339,18 @@ LayerNeeds Method::needs() const {
 }
 
 std::int64_t Method::observe_answer() const {
-    if (recipe_->select == SelectStep::all || recipe_->select == SelectStep::sinks_recent) return 0;
-    if (recipe_->score == ScoreStep::last_query) return 1;
+    if (recipe_.select == SelectStep::all || recipe_.select == SelectStep::sinks_recent) return 0;
+    if (recipe_.score == ScoreStep::last_query) return 1;
     return config_.options.observe > 0 ? config_.options.observe : config_.options.window;
 }
 
 bool Method::rows_follow_prompt() const {
-    return recipe_->allocate == AllocateStep::adaptive ||
-           recipe_->allocate == AllocateStep::global ||
-           (recipe_->allocate == AllocateStep::head_importance && config_.options.mix > 0);
+    return recipe_.allocate == AllocateStep::adaptive || recipe_.allocate == AllocateStep::global ||
+           (recipe_.allocate == AllocateStep::head_importance && config_.options.mix > 0);
 }
 
 std::int64_t Method::recent_rows(std::int64_t rows) const {
-    switch (recipe_->select) {
+    switch (recipe_.select) {
         case SelectStep::heavy_recent:
             return rows - rows / 2;
         case SelectStep::top_k:
@@ -346,20 +361,31 @@ std::int64_t Method::recent_rows(std::int64_t rows) const {
 }
 
 std::int64_t Method::protected_rows() const {
-    return std::max(config_.options.protect, recipe_->protect);
+    return std::max(config_.options.protect, recipe_.protect);
 }
 
 // [kv_heads][positions], positions = prompt less unscored().
 std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) const {
     const MethodOptions& options = config_.options;
-    const auto without = unscored(*recipe_, options);
+    const auto without = unscored(recipe_, options);
     std::vector<float> values;
-    switch (recipe_->score) {
+    switch (recipe_.score) {
         case ScoreStep::key_norm:
             values = score_key_norm(view.keys, shape_.kv_heads, prompt_);
             break;
         case ScoreStep::key_difference:
             values = score_key_difference(view.keys, shape_.kv_heads, prompt_);
+            break;
+        case ScoreStep::expected_attention: {
+            // With Ada-KV's allocator, as its paper has it: heads of short values compete, too.
+            constexpr double kEpsilon = 0.01;
+            const bool adaptive = recipe_.allocate == AllocateStep::adaptive;
+            values = score_expected_attention(view, shape_, prompt_, adaptive ? kEpsilon : 0);
+            break;
+        }
+        case ScoreStep::reconstruction:
+            values = competing({view.reconstruction.begin(), view.reconstruction.end()},
+                               shape_.kv_heads, 0, prompt_ - without);
             break;
         case ScoreStep::random:
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
@@ -374,12 +400,12 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
             values = score_window(view.observed, shape_, prompt_, without, options.kernel,
                                   options.pool, options.group_reduce);
     }
-    if (recipe_->score == ScoreStep::last_query || recipe_->score == ScoreStep::layer_attention ||
-        recipe_->score == ScoreStep::prefix_mass) {
+    if (recipe_.score == ScoreStep::last_query || recipe_.score == ScoreStep::layer_attention ||
+        recipe_.score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
-    join_chunks(values, shape_.kv_heads, chunk_of(*recipe_, options));
-    if (recipe_->score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
+    join_chunks(values, shape_.kv_heads, chunk_of(recipe_, options));
+    if (recipe_.score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
     return values;
 }
 
@@ -392,14 +418,14 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
     if (!rows_follow_prompt()) return rows;
     const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
     const auto protect = protected_rows();
-    const auto recent = recent_rows(0);
+    const auto recent = std::max<std::int64_t>(1, recent_rows(0));
     // Without Ada-KV's floor and scaling where all layers would compete as they are.
-    const bool as_they_are = recipe_->allocate == AllocateStep::global;
+    const bool as_they_are = recipe_.allocate == AllocateStep::global;
     const auto rivals = prompt_ - recent;  // the values of `top_k` go on to the last row
     auto wanted = allocate_adaptive(
         competing(values, shape_.kv_heads, protect, rivals), shape_.kv_heads, total,
         recent + protect, as_they_are ? 0 : options.floor, !as_they_are && options.normalize);
-    if (recipe_->allocate == AllocateStep::head_importance) {
+    if (recipe_.allocate == AllocateStep::head_importance) {
         std::vector<double> amounts(rows.size());
         std::transform(rows.begin(), rows.end(), wanted.begin(), amounts.begin(),
                        [&](std::int64_t planned, std::int64_t competed) {
@@ -418,7 +444,7 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
 
     const MethodOptions& options = config_.options;
     std::vector<std::vector<std::int32_t>> kept(heads);
-    if (recipe_->select == SelectStep::sinks_recent) {
+    if (recipe_.select == SelectStep::sinks_recent) {
         for (std::size_t head = 0; head < heads; ++head) {
             kept[head] = select_sinks_recent(prompt_, options.sinks,
                                              plan_.at(layer, static_cast<std::int64_t>(head)));
@@ -426,8 +452,16 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
         return kept;
     }
 
-    const auto values = values_of(layer, view);
+    auto values = values_of(layer, view);
     const auto rows = rows_of_layer(layer, values);
+    if (recipe_.score == ScoreStep::output_attention) {
+        std::vector<std::int64_t> competing_rows(heads);
+        std::transform(rows.begin(), rows.end(), competing_rows.begin(), [&](std::int64_t count) {
+            return std::max<std::int64_t>(0, count - recent_rows(count) - protected_rows());
+        });
+        rank_by_output(values, view.output_norms, shape_, prompt_, protected_rows(),
+                       competing_rows);
+    }
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
     for (std::size_t head = 0; head < heads; ++head) {
@@ -445,16 +479,16 @@ std::int64_t Method::bound(std::int64_t layer, std::int64_t head, std::int64_t k
 
 std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std::int64_t n,
                                             std::int64_t rows) const {
-    if (rows >= n || recipe_->select == SelectStep::all) return all_positions(n);
+    if (rows >= n || recipe_.select == SelectStep::all) return all_positions(n);
     const MethodOptions& options = config_.options;
-    if (recipe_->select == SelectStep::sinks_recent) {
+    if (recipe_.select == SelectStep::sinks_recent) {
         return select_sinks_recent(n, options.sinks, rows);
     }
     const HeadShape one_head{1, shape_.group(), 1};
-    const bool pooled = recipe_->select == SelectStep::top_k_window;
-    auto values = score_window(observed, one_head, n, unscored(*recipe_, options),
+    const bool pooled = recipe_.select == SelectStep::top_k_window;
+    auto values = score_window(observed, one_head, n, unscored(recipe_, options),
                                pooled ? options.kernel : 1, options.pool, options.group_reduce);
-    join_chunks(values, 1, chunk_of(*recipe_, options));
+    join_chunks(values, 1, chunk_of(recipe_, options));
     return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
 }
 

@@ -15,7 +15,7 @@ PromptSelection::PromptSelection(Method method)
 std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& view) {
     cuts_.clear();
     const std::int64_t layer = layer_++;
-    if (method_.full_ || method_.recipe_->allocate != AllocateStep::global) {
+    if (method_.full_ || method_.recipe_.allocate != AllocateStep::global) {
         return method_.keep_layer(layer, view);
     }
     const auto heads = static_cast<std::size_t>(method_.shape_.kv_heads);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <iterator>
 
 #include "headkv/method.h"
 #include "method/edit_distance.h"
@@ -51,6 +52,18 @@ constexpr std::array kRecipes = {
     Recipe{"chunkkv", ScoreStep::layer_attention, A::uniform, S::top_k_window, kF16, "",
            "2502.00299",
            "As snapkv, with whole chunks of the text, the same in all heads of a layer.", 10},
+    Recipe{"criticalkv", ScoreStep::output_attention, A::uniform, S::top_k_window, kF16, "",
+           "2502.03805",
+           "As snapkv, with half of the rows chosen by what they add to the layer's output."},
+    Recipe{"ada-criticalkv", ScoreStep::output_attention, A::adaptive, S::top_k_window, kF16, "",
+           "2502.03805", "As criticalkv, with the heads of a layer competing as in ada-kv."},
+    Recipe{"expected-attention", ScoreStep::expected_attention, A::uniform, S::top_k, kF16, "",
+           "2510.00636",
+           "Keeps the rows that queries like those of the prompt would look at further on.", 1, 4},
+    Recipe{"kvzip", ScoreStep::reconstruction, A::global, S::top_k_window, kF16, "", "2505.23416",
+           "Keeps the rows that the model looks at while it reads the prompt again, of all layers "
+           "and heads together.",
+           1, 4},
     Recipe{"duo-attention", ScoreStep::position, A::binary_heads, S::sinks_recent, kF16, "r",
            "2410.10819",
            "Keeps everything in the heads that retrieve, first and recent rows in the others."},
@@ -89,6 +102,80 @@ Result<const Recipe*> find_recipe(std::string_view name) {
                      all_names());
 }
 
+namespace {
+
+// Why a recipe's rows cannot be allocated so; empty if they can.
+std::string_view obstacle(const Recipe& recipe, AllocateStep allocate) {
+    const bool competes = allocate == AllocateStep::adaptive || allocate == AllocateStep::global;
+    if (allocate == recipe.allocate) return {};
+    if (recipe.select == S::all) return "it keeps every row";
+    if (allocate == A::all || allocate == A::binary_heads) return "no other method can be made so";
+    if (competes && recipe.select == S::sinks_recent) return "it has no scores to compete with";
+    switch (recipe.score) {
+        case ScoreStep::last_query:
+        case ScoreStep::layer_attention:
+        case ScoreStep::prefix_mass:
+            if (allocate == A::adaptive) {
+                return "all heads of a layer have the same scores, so none would win";
+            }
+            break;
+        case ScoreStep::key_norm:
+        case ScoreStep::key_difference:
+            if (competes) return "its scores compare keys of one head only";
+            break;
+        case ScoreStep::output_attention:
+            if (allocate == A::global) return "a head must know its rows to choose half of them";
+            break;
+        default:
+            break;
+    }
+    if (allocate == A::global && recipe.select == S::heavy_recent) {
+        return "a head must know its rows, half of which are recent";
+    }
+    return {};
+}
+
+constexpr std::array kAllocators = {A::uniform, A::pyramid, A::adaptive, A::head_importance,
+                                    A::global};
+
+}  // namespace
+
+std::vector<AllocateStep> allocators_of(const Recipe& recipe) {
+    std::vector<AllocateStep> possible;
+    std::copy_if(kAllocators.begin(), kAllocators.end(), std::back_inserter(possible),
+                 [&](AllocateStep step) { return obstacle(recipe, step).empty(); });
+    return possible;
+}
+
+Result<Recipe> with_allocator(const Recipe& recipe, AllocateStep allocate) {
+    if (const auto reason = obstacle(recipe, allocate); !reason.empty()) {
+        std::string ways;
+        for (const AllocateStep step : allocators_of(recipe)) {
+            ways += ways.empty() ? "" : ", ";
+            ways += name_of(step);
+        }
+        return bad_input("{} cannot allocate its rows as {}: {}; {}", recipe.name,
+                         name_of(allocate), reason,
+                         ways.empty() ? "leave allocate out" : "there is " + ways);
+    }
+    Recipe made = recipe;
+    made.allocate = allocate;
+    const bool scored = allocate == A::head_importance || allocate == A::binary_heads;
+    if (!scored) made.score_kind = "";
+    if (scored && made.score_kind.empty()) made.score_kind = "r2";  // any other kind is taken, too
+    return made;
+}
+
+Result<AllocateStep> parse_allocator(std::string_view name) {
+    std::string names;
+    for (const AllocateStep step : kAllocators) {
+        if (name_of(step) == name) return step;
+        names += names.empty() ? "" : ", ";
+        names += name_of(step);
+    }
+    return bad_input("there is no allocation {}: give one of {}", name, names);
+}
+
 std::vector<std::string_view> option_names(const Recipe& recipe) {
     if (recipe.select == SelectStep::all) return {};
     std::vector<std::string_view> names;
@@ -97,6 +184,7 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     };
     const bool windowed = recipe.select == SelectStep::top_k_window;
     const bool ranked = recipe.select != SelectStep::sinks_recent;
+    add(true, {"allocate"});
     add(!ranked, {"sinks"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
@@ -148,6 +236,12 @@ std::string_view name_of(ScoreStep step) {
             return "squared-attention";
         case ScoreStep::prefix_mass:
             return "prefix-mass";
+        case ScoreStep::output_attention:
+            return "output-attention";
+        case ScoreStep::expected_attention:
+            return "expected-attention";
+        case ScoreStep::reconstruction:
+            return "reconstruction";
         case ScoreStep::key_norm:
             return "key-norm";
         case ScoreStep::key_difference:

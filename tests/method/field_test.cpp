@@ -17,8 +17,7 @@ using Positions = std::vector<std::int32_t>;
 constexpr HeadShape kTwoHeads{1, 2, 2};
 constexpr std::int64_t kTokens = 10;
 
-std::vector<Positions> keep(const std::string& method, double rows,
-                            const std::vector<float>& observed, const std::vector<float>& keys = {},
+std::vector<Positions> keep(const std::string& method, double rows, const LayerView& view,
                             const MethodOptions& options = {}) {
     MethodConfig config;
     config.method = method;
@@ -30,7 +29,13 @@ std::vector<Positions> keep(const std::string& method, double rows,
     config.scores = std::make_shared<const HeadScores>(scores);
     const auto made = Method::create(config, kTwoHeads, kTokens, 1);
     if (!made) throw std::runtime_error(made.error().message);
-    return made->keep_layer(0, {.observed = observed, .keys = keys});
+    return made->keep_layer(0, view);
+}
+
+std::vector<Positions> keep(const std::string& method, double rows,
+                            const std::vector<float>& observed, const std::vector<float>& keys = {},
+                            const MethodOptions& options = {}) {
+    return keep(method, rows, {.observed = observed, .keys = keys}, options);
 }
 
 // clang-format off
@@ -159,6 +164,63 @@ TEST(FieldMethods, RowsOfAllLayersFitNoBlocks) {
     EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
 }
 
+TEST(FieldMethods, CriticalKvChoosesHalfByWhatRowsAddToTheOutput) {
+    MethodOptions options;
+    options.window = 1;
+    options.kernel = 1;
+    options.floor = 0;
+    options.normalize = false;
+    std::vector<float> norms(2 * kTokens, 1);
+    norms[5] = 1e6F;  // an unseen row with a huge value: 1e-4 of it count
+    norms[2] = 100;
+    norms[kTokens + 5] = 10;
+    const LayerView view{.observed = kObserved, .output_norms = norms};
+    // Four rows beyond the window. Head 0: 9 and 8 by attention; then 2 * 100 and 1e-4 * 1e6.
+    // Head 1: 6 and 5; then 2 * 10 and 1.
+    const auto kept = keep("criticalkv", 5, view, options);
+    EXPECT_EQ(kept[0], (Positions{0, 2, 3, 5, 9}));
+    EXPECT_EQ(kept[1], (Positions{1, 3, 4, 5, 9}));
+    // Six rows for both: attention alone (9 8 7 3, 6 5) gives four to head 0, two to head 1.
+    const auto adaptive = keep("ada-criticalkv", 4, view, options);
+    EXPECT_EQ(adaptive[0], (Positions{0, 2, 3, 5, 9}));
+    EXPECT_EQ(adaptive[1], (Positions{4, 5, 9}));
+}
+
+TEST(FieldMethods, ExpectedAttentionLooksAhead) {
+    // One dimension. Head 0: queries at 1, so a key k expects exp(k). Head 1: queries spread around
+    // 0 with variance 2, so it expects exp(k * k). The first four rows stay whatever they have.
+    // clang-format off
+    const std::vector<float> keys = {9, 9, 9, 9,  0, 1, 2, 0, 0, 3,
+                                     9, 9, 9, 9, -2, 1, 0, 1.5F, 0, 3};
+    const std::vector<float> values = {9, 9, 9, 9, 1, 1, 0.1F, -5, 1, 1,
+                                       9, 9, 9, 9, 1, 1, 1, 1, 1, 1};
+    // clang-format on
+    const std::vector<float> mean = {1, 0}, covariance = {0, 2};
+    const LayerView view{
+        .keys = keys, .values = values, .query_mean = mean, .query_covariance = covariance};
+    const auto kept = keep("expected-attention", 7, view);
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 3, 5, 7, 9}));  // 1 2.7 0.7 5 1
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 3, 4, 7, 9}));  // 54.6 2.7 1 9.5 1
+}
+
+TEST(FieldMethods, KvzipLetsAllLayersCompeteForWhatRebuildsThePrompt) {
+    MethodConfig config;
+    config.method = "kvzip";
+    config.budget.value = 7;
+    config.options.window = 1;
+    const std::vector<std::vector<float>> seen = {{0, 0, 0, 0, 1, 5, 2, 3, 9},
+                                                  {0, 0, 0, 0, 7, 4, 6, 0, 9}};
+    PromptSelection selection(Method::create(config, {2, 1, 1}, 9, 1).value());
+    std::vector<Positions> kept;
+    for (const auto& layer : seen) {
+        for (auto& head : selection.next({.reconstruction = layer})) kept.push_back(head);
+        naive::apply(selection.cuts(), 1, kept);
+    }
+    // Fourteen rows: five always stay in each head, the four best of eight are 7 6 5 4.
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 3, 5, 8}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 3, 4, 5, 6, 8}));
+}
+
 TEST(FieldMethods, ChunkKvKeepsWholeChunksInAllHeads) {
     MethodOptions options;
     options.window = 1;
@@ -254,6 +316,52 @@ TEST(FieldSteps, KeyScoresMatchPlainLoops) {
             }
             EXPECT_NEAR(differences[index], -product / length(head, i) / std::sqrt(mean_length),
                         1e-5);
+        }
+    }
+}
+
+TEST(FieldSteps, ExpectedAttentionMatchesPlainLoops) {
+    const HeadShape shape{1, 6, 2};
+    const std::int64_t n = 23, dim = 5, dim_v = 3;
+    const auto some = [](std::int64_t size, std::uint32_t seed) {
+        return naive::random_values(static_cast<std::size_t>(size), seed);
+    };
+    const auto keys = some(2 * n * dim, 1), values = some(2 * n * dim_v, 2);
+    const auto mean = some(6 * dim, 3), covariance = some(6 * dim * dim, 4);
+    const auto scores = score_expected_attention(
+        {.keys = keys, .values = values, .query_mean = mean, .query_covariance = covariance}, shape,
+        n, 0.01);
+    const auto at = [](const std::vector<float>& from, std::int64_t i) {
+        return static_cast<double>(from[static_cast<std::size_t>(i)]);
+    };
+    for (std::int64_t head = 0; head < 2; ++head) {
+        std::vector<double> expected(static_cast<std::size_t>(n), 0.0);
+        for (std::int64_t query = 3 * head; query < 3 * head + 3; ++query) {
+            std::vector<double> weights(static_cast<std::size_t>(n), 0.0);
+            double sum = 0;
+            for (std::int64_t i = 4; i < n; ++i) {
+                double x = 0;
+                for (std::int64_t a = 0; a < dim; ++a) {
+                    const double k = at(keys, (head * n + i) * dim + a);
+                    x += k * at(mean, query * dim + a) / std::sqrt(5.0);
+                    for (std::int64_t b = 0; b < dim; ++b) {
+                        x += k * at(covariance, (query * dim + a) * dim + b) *
+                             at(keys, (head * n + i) * dim + b) / 10;
+                    }
+                }
+                weights[static_cast<std::size_t>(i)] = std::exp(x);
+                sum += std::exp(x);
+            }
+            for (std::size_t i = 4; i < weights.size(); ++i) expected[i] += weights[i] / sum / 3;
+        }
+        for (std::int64_t i = 0; i < n; ++i) {
+            double squares = 0;
+            for (std::int64_t d = 0; d < dim_v; ++d) {
+                squares += std::pow(at(values, (head * n + i) * dim_v + d), 2);
+            }
+            const double right =
+                i < 4 ? 0 : (expected[static_cast<std::size_t>(i)] + 0.01) * std::sqrt(squares);
+            EXPECT_NEAR(at(scores, head * n + i), right, 1e-6) << head << " " << i;
         }
     }
 }

@@ -43,10 +43,17 @@ struct SomeLayer {
         fill(needs.queries > 0, observed, shape.query_heads * n);
         fill(needs.keys, keys, shape.kv_heads * n * kDim);
         fill(needs.values, values, shape.kv_heads * n * kDim);
+        fill(needs.future_queries, query_mean, shape.query_heads * kDim);
+        fill(needs.future_queries, query_covariance, shape.query_heads * kDim * kDim);
+        fill(needs.output_norms, output_norms, shape.query_heads * n);
+        fill(needs.reconstruction, reconstruction, shape.kv_heads * n);
     }
-    LayerView view() const { return {.observed = observed, .keys = keys, .values = values}; }
+    LayerView view() const {
+        return {observed, keys, values, query_mean, query_covariance, output_norms, reconstruction};
+    }
 
-    std::vector<float> observed, keys, values;
+    std::vector<float> observed, keys, values, query_mean, query_covariance, output_norms,
+        reconstruction;
 };
 
 inline SomeLayer random_layer(const LayerNeeds& needs, const HeadShape& shape, std::int64_t n,

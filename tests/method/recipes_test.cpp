@@ -58,6 +58,10 @@ protected:
     Method make(double rows, std::int64_t prompt = kPrompt) const {
         return Method::create(config_of(GetParam(), rows), kShape, prompt, kRowBytes).value();
     }
+    // No budget is below what is always kept.
+    double at_least(double rows) const {
+        return std::max(rows, windowed() ? 8.0 + static_cast<double>(GetParam().protect) : 0.0);
+    }
     bool full() const { return GetParam().allocate == AllocateStep::all; }
     bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
     // Whether a row that is kept stays when the budget grows: not where heads compete, where some
@@ -77,7 +81,8 @@ INSTANTIATE_TEST_SUITE_P(Table, EveryRecipe, testing::ValuesIn(recipes().begin()
                          });
 
 TEST_P(EveryRecipe, SpendsTheBudgetExactly) {
-    for (const double rows : {8.0, 9.5, 31.0, 64.2, 150.0, 299.0, 300.9}) {
+    for (const double some : {8.0, 9.5, 31.0, 64.2, 150.0, 299.0, 300.9}) {
+        const double rows = at_least(some);
         const Method method = make(rows);
         const auto expected =
             full() ? kPrompt * kHeads : static_cast<std::int64_t>(std::llround(rows * kHeads));
@@ -99,7 +104,7 @@ TEST_P(EveryRecipe, ABudgetAboveThePromptRunsAsFull) {
 TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
     for (const std::int64_t prompt : {33, 64, 301}) {
         for (const double rows : {8.0, 32.0, 150.0}) {
-            for (const auto& head : keep_all(make(rows, prompt), prompt)) {
+            for (const auto& head : keep_all(make(at_least(rows), prompt), prompt)) {
                 ASSERT_TRUE(strictly_ascending(head));
                 ASSERT_LE(static_cast<std::int64_t>(head.size()), prompt);
                 ASSERT_GE(head.front(), 0);
@@ -111,7 +116,7 @@ TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
 
 TEST_P(EveryRecipe, KeepsTheWindowOrTheSinks) {
     for (const double rows : {8.0, 20.0, 150.0}) {
-        for (const auto& head : keep_all(make(rows), kPrompt)) {
+        for (const auto& head : keep_all(make(at_least(rows)), kPrompt)) {
             if (GetParam().select == SelectStep::sinks_recent) {
                 EXPECT_EQ(head[3], 3);
                 EXPECT_EQ(head.back(), kPrompt - 1);
@@ -168,7 +173,7 @@ TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
 TEST_P(EveryRecipe, IsMonotoneInTheBudget) {
     Kept previous;
     std::int64_t before = 0;
-    for (double rows = 8; rows < 330; rows += 23) {
+    for (double rows = at_least(8); rows < 330; rows += 23) {
         const auto kept = keep_all(make(rows), kPrompt);
         EXPECT_GE(count(kept), before);
         before = count(kept);
@@ -188,7 +193,7 @@ TEST_P(EveryRecipe, AHeadLosesAtMostOneRowToRoundingWhenTheBudgetGrows) {
     }
     constexpr std::int64_t kShort = 61;
     Kept previous;
-    for (std::int64_t total = 8 * kHeads; total < kShort * kHeads; ++total) {
+    for (auto total = std::llround(at_least(8)) * kHeads; total < kShort * kHeads; ++total) {
         const auto kept = keep_all(make(static_cast<double>(total) / kHeads, kShort), kShort);
         for (std::size_t head = 0; head < previous.size(); ++head) {
             ASSERT_GE(kept[head].size() + 1, previous[head].size());
@@ -251,7 +256,11 @@ TEST_P(EveryRecipe, ReselectsExactlyAsManyRowsAsAsked) {
 TEST_P(EveryRecipe, ReselectionRanksAsPrefillDoes) {
     // The rows of head 1 of a layer, put to the decode-time selection with the same observation.
     const Method method = make(64);
-    if (method.needs().queries == 0) GTEST_SKIP() << "no observation";
+    const auto needs = method.needs();
+    if (needs != LayerNeeds{.queries = needs.queries, .squares = needs.squares} ||
+        needs.queries == 0) {
+        GTEST_SKIP() << "the prompt is ranked by more than attention";
+    }
     if (GetParam().score == ScoreStep::last_query ||
         GetParam().score == ScoreStep::layer_attention ||
         GetParam().score == ScoreStep::prefix_mass)
@@ -271,6 +280,9 @@ TEST_P(EveryRecipe, SurvivesBrokenObservations) {
     for (std::size_t i = 0; i < seen.observed.size(); i += 3) seen.observed[i] = nan;
     for (std::size_t i = 0; i < seen.keys.size(); i += 13) seen.keys[i] = nan;
     for (std::size_t i = 0; i < seen.values.size(); i += 17) seen.values[i] = nan;
+    for (std::size_t i = 0; i < seen.output_norms.size(); i += 7) seen.output_norms[i] = nan;
+    for (std::size_t i = 0; i < seen.reconstruction.size(); i += 5) seen.reconstruction[i] = nan;
+    if (!seen.query_covariance.empty()) seen.query_covariance[5] = nan;
     std::int64_t total = 0;
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
         for (const auto& head : method.keep_layer(layer, seen.view())) {
@@ -290,16 +302,108 @@ TEST_P(EveryRecipe, HasALineForTheReader) {
                                              recipe.allocate != AllocateStep::binary_heads);
 }
 
+// --- other allocators
+
+// Each allocator that a method takes, and the reason why it does not take the others.
+TEST_P(EveryRecipe, SpendsTheBudgetExactlyWithEveryAllocatorThatItTakes) {
+    for (const auto step : {AllocateStep::uniform, AllocateStep::pyramid, AllocateStep::adaptive,
+                            AllocateStep::head_importance, AllocateStep::global}) {
+        SCOPED_TRACE(name_of(step));
+        const auto allocators = allocators_of(GetParam());
+        MethodConfig config = config_of(GetParam(), 0);
+        config.options.allocate = step;
+        auto scores = std::make_shared<HeadScores>(*config.scores);
+        scores->kind = GetParam().score_kind.empty() ? "causal" : GetParam().score_kind;
+        config.scores = scores;
+        if (std::find(allocators.begin(), allocators.end(), step) == allocators.end()) {
+            const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
+            ASSERT_FALSE(refused);
+            EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+            EXPECT_NE(refused.error().message.find(name_of(step)), std::string::npos);
+            continue;
+        }
+        for (const double rows : {at_least(9.5), 40.0, 150.3}) {
+            config.budget.value = rows;
+            const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+            EXPECT_EQ(method.recipe().allocate, step);
+            const auto kept = keep_all(method, kPrompt);
+            EXPECT_EQ(count(kept), std::llround(rows * kHeads)) << rows;
+            EXPECT_EQ(kept, keep_all(method, kPrompt));
+            for (const auto& head : kept) {
+                ASSERT_TRUE(strictly_ascending(head));
+                ASSERT_FALSE(head.empty());
+                EXPECT_EQ(head.back(), kPrompt - 1);
+            }
+        }
+    }
+}
+
+TEST(Allocators, OneScoreWithAnothersAllocatorIsTheOther) {
+    const auto same = [](const char* method, AllocateStep step, const char* other) {
+        SCOPED_TRACE(method);
+        auto config = config_of(*find_recipe(other).value(), 40);
+        const auto expected = Method::create(config, kShape, kPrompt, kRowBytes).value();
+        config.method = method;
+        config.options.allocate = step;
+        const auto wrapped = Method::create(config, kShape, kPrompt, kRowBytes).value();
+        EXPECT_EQ(keep_all(wrapped, kPrompt), keep_all(expected, kPrompt));
+    };
+    same("snapkv", AllocateStep::adaptive, "ada-kv");
+    same("snapkv", AllocateStep::pyramid, "pyramidkv");
+    same("snapkv", AllocateStep::head_importance, "headkv-r2");
+    same("snapkv", AllocateStep::head_importance, "headkv-causal");
+    same("headkv-r", AllocateStep::uniform, "snapkv");
+    same("criticalkv", AllocateStep::adaptive, "ada-criticalkv");
+    same("duo-attention", AllocateStep::uniform, "streaming-llm");
+}
+
+TEST(Allocators, NeedHeadScoresWhereHeadsAreImportant) {
+    auto config = config_of(*find_recipe("h2o").value(), 40);
+    config.options.allocate = AllocateStep::head_importance;
+    config.scores = nullptr;
+    const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("--heads"), std::string::npos);
+    EXPECT_EQ(with_allocator(*find_recipe("h2o").value(), AllocateStep::head_importance)
+                  .value()
+                  .score_kind,
+              "r2");
+    EXPECT_EQ(
+        with_allocator(*find_recipe("headkv-r2").value(), AllocateStep::uniform).value().score_kind,
+        "");
+    EXPECT_EQ(parse_allocator("global").value(), AllocateStep::global);
+    EXPECT_NE(parse_allocator("evenly").error().message.find("uniform, pyramid"),
+              std::string::npos);
+}
+
 // --- what single recipes do with the steps
 
 TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
     std::vector<std::string_view> names;
     for (const Recipe& recipe : recipes()) names.push_back(recipe.name);
-    EXPECT_EQ(names,
-              (std::vector<std::string_view>{
-                  "full", "streaming-llm", "snapkv", "pyramidkv", "ada-kv", "headkv-r", "headkv-r2",
-                  "headkv-task", "headkv-icl", "headkv-causal", "h2o", "tova", "kv-compress",
-                  "prefixkv", "chunkkv", "duo-attention", "keydiff", "knorm", "random"}));
+    EXPECT_EQ(names, (std::vector<std::string_view>{"full",
+                                                    "streaming-llm",
+                                                    "snapkv",
+                                                    "pyramidkv",
+                                                    "ada-kv",
+                                                    "headkv-r",
+                                                    "headkv-r2",
+                                                    "headkv-task",
+                                                    "headkv-icl",
+                                                    "headkv-causal",
+                                                    "h2o",
+                                                    "tova",
+                                                    "kv-compress",
+                                                    "prefixkv",
+                                                    "chunkkv",
+                                                    "criticalkv",
+                                                    "ada-criticalkv",
+                                                    "expected-attention",
+                                                    "kvzip",
+                                                    "duo-attention",
+                                                    "keydiff",
+                                                    "knorm",
+                                                    "random"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {

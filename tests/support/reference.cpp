@@ -267,15 +267,17 @@ struct Reference::Impl {
 
     struct Qkv {
         std::vector<float> q, k, v;  // [tokens][heads * head_dim], q and k rotated
+        std::vector<float> plain_q;  // not rotated
     };
     Qkv qkv(const Layer& layer, std::span<const float> hidden, std::int64_t position) const {
         const std::vector<float> x = normed(hidden, layer.attention_norm);
-        Qkv result{product(layer.wq, x), product(layer.wk, x), product(layer.wv, x)};
+        Qkv result{product(layer.wq, x), product(layer.wk, x), product(layer.wv, x), {}};
         add(result.q, layer.bq);
         add(result.k, layer.bk);
         add(result.v, layer.bv);
         if (!layer.q_norm.empty()) norm_in_place(result.q, layer.q_norm);
         if (!layer.k_norm.empty()) norm_in_place(result.k, layer.k_norm);
+        result.plain_q = result.q;
         rotate(result.q, shape.heads.query_heads, position);
         rotate(result.k, shape.heads.kv_heads, position);
         return result;
@@ -363,6 +365,8 @@ struct Reference::Impl {
             ReferenceRun::Layer& out = run.layers.emplace_back();
             out.queries =
                 by_head(x.q, shape.heads.query_heads, shape.head_dim_k, run.tokens - run.queries);
+            out.plain_queries = by_head(x.plain_q, shape.heads.query_heads, shape.head_dim_k,
+                                        run.tokens - run.queries);
             out.keys = by_head(x.k, shape.heads.kv_heads, shape.head_dim_k, 0);
             out.values = by_head(x.v, shape.heads.kv_heads, shape.head_dim_v, 0);
             add(hidden, product(layer.wo, attend(x.q, out, run.tokens)));
@@ -430,6 +434,20 @@ std::vector<float> Reference::attention(const ReferenceRun& run, std::int64_t la
     const std::int64_t end = to < 0 ? position + 1 : std::min(to, position + 1);
     const float* keys = rows.keys.data() + query_head / impl_->group() * run.tokens * dk;
     return impl_->weights_of(query, {keys, at(end * dk)});
+}
+
+std::vector<float> Reference::turned(std::span<const float> head, std::int64_t position) const {
+    std::vector<float> result(head.begin(), head.end());
+    impl_->rotary.apply(result.data(), position);
+    return result;
+}
+
+std::vector<float> Reference::projected(std::int64_t layer, std::int64_t query_head,
+                                        std::span<const float> value) const {
+    std::vector<float> all(at(impl_->shape.heads.query_heads) * value.size());
+    std::copy(value.begin(), value.end(),
+              all.begin() + query_head * static_cast<std::int64_t>(value.size()));
+    return Impl::product(impl_->layers[at(layer)].wo, all);
 }
 
 ReferenceCache Reference::cache(const ReferenceRun& run, const KeepLists& keep) const {

@@ -28,9 +28,10 @@ struct ReferenceOptions {
 
 struct ReferenceRun {
     struct Layer {
-        std::vector<float> queries;  // [query_heads][run.queries][head_dim_k], rotated
-        std::vector<float> keys;     // [kv_heads][tokens][head_dim_k], rotated
-        std::vector<float> values;   // [kv_heads][tokens][head_dim_v]
+        std::vector<float> queries;        // [query_heads][run.queries][head_dim_k], rotated
+        std::vector<float> plain_queries;  // the same, not rotated
+        std::vector<float> keys;           // [kv_heads][tokens][head_dim_k], rotated
+        std::vector<float> values;         // [kv_heads][tokens][head_dim_v]
     };
     std::int64_t tokens = 0, queries = 0;
     std::vector<float> logits;  // [tokens or 1][vocabulary]
@@ -62,6 +63,12 @@ public:
     std::vector<float> attention(const ReferenceRun& run, std::int64_t layer,
                                  std::int64_t query_head, std::int64_t position,
                                  std::int64_t to = -1) const;
+
+    // A head of head_dim_k values as RoPE turns it at a position.
+    std::vector<float> turned(std::span<const float> head, std::int64_t position) const;
+    // What the output projection makes of a value that one query head alone puts out: [embedding].
+    std::vector<float> projected(std::int64_t layer, std::int64_t query_head,
+                                 std::span<const float> value) const;
 
     ReferenceCache cache(const ReferenceRun& run, const KeepLists& keep) const;
     ReferenceCache full_cache(const ReferenceRun& run) const;

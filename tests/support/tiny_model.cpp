@@ -115,6 +115,7 @@ private:
         }
         real("attention.layer_norm_rms_epsilon", 1e-5F);
         real("rope.freq_base", options_.rope_base);
+        if (options_.rope_dimensions > 0) number("rope.dimension_count", options_.rope_dimensions);
         if (options_.rope_scaling == RopeScaling::none) return;
         const bool yarn = options_.rope_scaling == RopeScaling::yarn;
         gguf_set_val_str(gguf_.get(), key("rope.scaling.type").c_str(), yarn ? "yarn" : "linear");

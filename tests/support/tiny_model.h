@@ -22,6 +22,7 @@ struct TinyModel {
     std::int64_t embedding = 64;
     std::int64_t query_heads = 4, kv_heads = 2;
     std::int64_t head_dim = 16;  // written as key_length / value_length unless embedding / heads
+    std::int64_t rope_dimensions = 0;  // of each head that are rotated; 0: all
     std::int64_t feed_forward = 96;
     std::int64_t context = 2048;
     bool tied = true;           // no output.weight: the embedding is used again
@@ -32,7 +33,7 @@ struct TinyModel {
     float rope_base = 10000;
     ggml_type weight_type = GGML_TYPE_F32;     // matrices; rows that it does not divide stay f32
     ggml_type embedding_type = GGML_TYPE_F32;  // token_embd and output
-    std::string pre;                           // pre-tokenizer; empty: that of the architecture
+    std::string pre = {};                      // pre-tokenizer; empty: that of the architecture
     std::uint64_t seed = 1;
 };
 
