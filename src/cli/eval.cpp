@@ -266,6 +266,7 @@ void register_eval(CLI::App& app, Status& status) {
     register_niah(eval, status);
     register_eval_tasks(eval, status);
     register_eval_merge(eval, status);
+    register_eval_curves(eval, status);
 }
 
 }  // namespace headkv::cli

@@ -27,7 +27,8 @@ std::vector<std::string> split(const std::vector<std::string>& lists, char separ
     return items;
 }
 
-// All that may change a method's answers.
+}  // namespace
+
 nlohmann::json describe(const MethodConfig& config) {
     const MethodOptions& o = config.options;
     nlohmann::json json = {{"method", config.method},
@@ -70,8 +71,6 @@ nlohmann::json describe(const MethodConfig& config) {
     }
     return json;
 }
-
-}  // namespace
 
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method) {

@@ -26,7 +26,9 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method);
 
-// All that may change the methods' answers, for the identity of a run: one object each.
+// All that may change a method's answers.
+nlohmann::json describe(const MethodConfig& config);
+// The same of several, for the identity of a run: one object each.
 nlohmann::json describe(std::span<const ConfigUnderTest> configs);
 // Adds how the configuration of this name stores its rows (f16 for full): type_k, type_v.
 void add_types(nlohmann::json& json, std::span<const ConfigUnderTest> configs,
@@ -61,5 +63,6 @@ Result<Report> write_niah(const std::string& folder, ReportHead head,
 void register_eval_text(CLI::App& eval, Status& status);   // ppl, kld
 void register_eval_tasks(CLI::App& eval, Status& status);  // those of eval_tasks()
 void register_eval_merge(CLI::App& eval, Status& status);
+void register_eval_curves(CLI::App& eval, Status& status);
 
 }  // namespace headkv::cli

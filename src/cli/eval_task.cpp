@@ -55,7 +55,8 @@ Result<std::vector<const EvalTask*>> chosen_tasks(std::span<const std::string> n
     std::vector<const EvalTask*> tasks;
     for (const std::string& name : names) {
         const auto known = std::ranges::find(eval_tasks(), name, &EvalTask::name);
-        if (name == "niah" || name == "ppl" || name == "kld" || name == "merge") {
+        if (name == "niah" || name == "ppl" || name == "kld" || name == "merge" ||
+            name == "curves") {
             return bad_input("eval {} is a command by itself: it does not go with other tasks",
                              name);
         }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <memory>
 
+#include "cli/auto_method.h"
 #include "cli/inspect_page.h"
 #include "cli/options.h"
 #include "cli/run_report.h"
@@ -21,8 +22,9 @@ struct InspectArguments {
 };
 
 Result<void> check_arguments(const InspectArguments& arguments) {
-    if (auto checked = check_method(arguments.method, arguments.method.method); !checked) {
-        return checked;
+    if (arguments.method.method != kAutoMethod) {
+        auto checked = check_method(arguments.method, arguments.method.method);
+        if (!checked) return checked;
     }
     if (const auto budget = method_budget(arguments.method); !budget) {
         return tl::unexpected(budget.error());
@@ -170,6 +172,17 @@ Result<void> write_results(const InspectArguments& arguments, const Inspection& 
     return write_output(arguments.html, inspection_page(inspection));
 }
 
+Result<MethodConfig> config_of(const InspectArguments& arguments, const ModelInfo& model,
+                               std::span<const Token> prompt) {
+    if (arguments.method.method != kAutoMethod) {
+        return method_config(arguments.method, arguments.method.method, model);
+    }
+    auto chosen = choose_method(arguments.method, model, static_cast<std::int64_t>(prompt.size()));
+    if (!chosen) return tl::unexpected(chosen.error());
+    note(chosen->text);
+    return std::move(chosen->config);
+}
+
 Result<void> inspect(const InspectArguments& arguments) {
     if (auto checked = check_arguments(arguments); !checked) return checked;
     catch_interrupts();
@@ -181,7 +194,7 @@ Result<void> inspect(const InspectArguments& arguments) {
     if (!engine) return tl::unexpected(engine.error());
     const auto tokens = prompt_tokens(arguments.prompt, *text, **model, 1);
     if (!tokens) return tl::unexpected(tokens.error());
-    const auto config = method_config(arguments.method, arguments.method.method, (*model)->info());
+    const auto config = config_of(arguments, (*model)->info(), *tokens);
     if (!config) return tl::unexpected(config.error());
     const auto inspection = inspect_tokens(arguments, **engine, *config, *tokens);
     if (!inspection) return tl::unexpected(inspection.error());

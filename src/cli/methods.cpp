@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "cli/auto_method.h"
 #include "cli/common.h"
 #include "cli/method_pages.h"
 #include "headkv/method.h"
@@ -89,7 +90,9 @@ std::string table_text() {
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
     }
-    return text + "`headkv methods NAME` prints the page of one.\n";
+    return text +
+           "auto: of these, what measured curves of the model expect most of.\n"
+           "`headkv methods NAME` prints the page of one.\n";
 }
 
 std::string recipe_text(const Recipe& recipe) {
@@ -115,6 +118,9 @@ Result<void> methods(const MethodsArguments& arguments) {
     if (arguments.name.empty()) {
         for (const Recipe& recipe : recipes()) json.push_back(json_of(recipe));
         text = table_text();
+    } else if (arguments.name == kAutoMethod) {
+        text = method_page(kAutoMethod);
+        json.push_back({{"name", kAutoMethod}, {"page", text}});
     } else {
         const auto recipe = find_recipe(arguments.name);
         if (!recipe) return tl::unexpected(recipe.error());

@@ -298,9 +298,15 @@ void add_method_options(CLI::App& command, MethodArguments& arguments, bool name
         command
             .add_option("--method", arguments.method,
                         "what decides which rows stay (see `headkv methods`); may bring options "
-                        "of its own: snapkv:kernel=7")
+                        "of its own: snapkv:kernel=7; auto: by measured curves")
             ->capture_default_str()
             ->type_name("NAME")
+            ->group(method_group);
+        command
+            .add_option("--curves", arguments.curves,
+                        "what --method auto chooses by: results.json of `headkv eval`, or of `eval "
+                        "curves`; default: found by the model's fingerprint")
+            ->type_name("FILE")
             ->group(method_group);
     }
     add_score_options(command, arguments);
@@ -412,6 +418,11 @@ Result<RowLayout> method_layout(const MethodArguments& arguments) {
 Result<void> check_method(const MethodArguments& arguments, std::string_view written) {
     const auto own = written_method(arguments, written);
     if (!own) return tl::unexpected(own.error());
+    if (own->method == "auto") {
+        return bad_input(
+            "auto chooses a method for one prompt: it stands alone, in `run` and `inspect`; name "
+            "methods here (see `headkv methods`)");
+    }
     const auto recipe = method_recipe(*own);
     if (!recipe) return tl::unexpected(recipe.error());
     if (const auto options = method_options(*own, *recipe); !options) {

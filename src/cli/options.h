@@ -37,6 +37,7 @@ struct MethodArguments {
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve;
     std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall;
+    std::optional<std::string> curves;  // --curves FILE, for --method auto
     std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "cli/auto_method.h"
 #include "cli/options.h"
 #include "cli/run_report.h"
 #include "headkv/session.h"
@@ -54,6 +55,7 @@ std::vector<std::string> method_names(const RunArguments& arguments) {
 // What is wrong without a look at the model is said before it is loaded.
 Result<void> check_arguments(const RunArguments& arguments) {
     for (const auto& name : method_names(arguments)) {
+        if (name == kAutoMethod) continue;
         if (auto checked = check_method(arguments.method, name); !checked) return checked;
     }
     if (const auto budget = method_budget(arguments.method); !budget) {
@@ -69,13 +71,24 @@ Result<void> check_arguments(const RunArguments& arguments) {
     return check_output(arguments.json);
 }
 
+// Of all methods, and what each is called; `auto` is the one that is chosen for this prompt.
 Result<std::vector<MethodConfig>> method_configs(const RunArguments& arguments,
-                                                 const ModelInfo& model) {
+                                                 const ModelInfo& model, std::int64_t prompt,
+                                                 std::vector<std::string>& titles) {
     std::vector<MethodConfig> configs;
-    for (const auto& name : method_names(arguments)) {
-        auto config = method_config(arguments.method, name, model);
-        if (!config) return tl::unexpected(config.error());
-        configs.push_back(std::move(*config));
+    for (std::string name : method_names(arguments)) {
+        if (name == kAutoMethod) {
+            auto chosen = choose_method(arguments.method, model, prompt);
+            if (!chosen) return tl::unexpected(chosen.error());
+            note(chosen->text);
+            name = std::move(chosen->written);
+            configs.push_back(std::move(chosen->config));
+        } else {
+            auto config = method_config(arguments.method, name, model);
+            if (!config) return tl::unexpected(config.error());
+            configs.push_back(std::move(*config));
+        }
+        titles.push_back(method_title(name, configs.back().store));
     }
     return configs;
 }
@@ -96,12 +109,9 @@ Result<void> load(Job& job) {
 }
 
 Result<PrefillResult> prefill(Job& job, const std::vector<Token>& prompt) {
-    auto configs = method_configs(job.arguments, job.model().info());
+    auto configs = method_configs(job.arguments, job.model().info(),
+                                  static_cast<std::int64_t>(prompt.size()), job.titles);
     if (!configs) return tl::unexpected(configs.error());
-    const auto names = method_names(job.arguments);
-    for (std::size_t i = 0; i < names.size(); ++i) {
-        job.titles.push_back(method_title(names[i], (*configs)[i].store));
-    }
     ProgressBar bar("reading");
     const PrefillOptions options{.progress = bar.callback(),
                                  .expected_new_tokens = job.arguments.generate.max_tokens};

@@ -1,4 +1,8 @@
 // headkv eval generate on a tiny random model: results on disk, going on, and what is refused.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "cli/program.h"
@@ -62,6 +66,53 @@ TEST_F(Evaluation, WritesResultsAndGoesOn) {
     EXPECT_EQ(anew.code, 0) << anew.err;
     EXPECT_NE(anew.err.find("begun anew"), std::string::npos);
     EXPECT_NE(anew.out.find("compressed before the question"), std::string::npos);
+}
+
+// Results become curves, and curves a choice of method.
+TEST_F(Evaluation, AutoTakesWhatTheCurvesPromiseMostOf) {
+    expect_done(generate({"--rows", "20,30", "--methods", "streaming-llm"}));
+    expect_done(call({"eval", "curves", path("results"), "-o", path("curves.json")}));
+    const auto curves = nlohmann::json::parse(read_file(folder / "curves.json")).at("curves");
+    ASSERT_EQ(curves.size(), 2U);
+    // The better curve at 24 rows, read by hand.
+    const double part = std::log(24 / 20.0) / std::log(30 / 20.0);
+    std::map<double, std::string> at_24;
+    for (const auto& curve : curves) {
+        const auto& points = curve.at("points");
+        ASSERT_EQ(points.size(), 2U);
+        at_24[points[0]["dlogprob"].get<double>() * (1 - part) +
+              points[1]["dlogprob"].get<double>() * part] = curve.at("method");
+    }
+    ASSERT_EQ(at_24.size(), 2U);
+    const auto [expected, best] = *at_24.rbegin();
+
+    const auto answer = [&](const Arguments& more) {
+        Arguments arguments = {"-p",       std::string(60, 'a'),
+                               "-n",       "2",
+                               "--method", "auto",
+                               "--curves", path("curves.json"),
+                               "--json",   path("run.json")};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run(arguments);
+    };
+    const auto json = [&] { return nlohmann::json::parse(read_file(folder / "run.json")); };
+    Ran ran = answer({"--rows", "24"});
+    expect_done(ran);
+    EXPECT_EQ(json().at("method"), best);
+    EXPECT_NE(ran.err.find(fmt::format("{:+.3f} nats", expected)), std::string::npos) << ran.err;
+    EXPECT_NE(ran.err.find("between 20 and 30 measured"), std::string::npos) << ran.err;
+    // 3 layers of 2 heads of 16 + 16 dims
+    EXPECT_EQ(json()["kv"]["bytes"], 24 * 3 * 2 * 32 * 2);
+
+    const auto tokens = json().at("prompt_tokens").get<int>();
+    ran = answer({"--rows", std::to_string(tokens)});
+    expect_done(ran);
+    EXPECT_EQ(json().at("method"), "full");
+    expect_refused(answer({"--rows", "19"}), "at least 20");
+    expect_refused(answer({"--rows", "24", "--kernel", "7"}), "measured with other options");
+    expect_refused(run({"-p", "ab", "-n", "1", "--method", "auto", "--rows", "1"}), "--curves");
+    expect_refused(call({"eval", "curves", path("data.jsonl"), "-o", path("c.json")}), "JSON");
+    expect_refused(call({"bench", "-m", model(), "--methods", "auto"}), "one prompt");
 }
 
 TEST_F(Evaluation, RefusesWhatItCannotUse) {
