@@ -22,6 +22,7 @@ static void answer(int count, char** arguments) {
     if (count > 4) {
         method.method = "headkv-r2";
         method.scores = std::make_shared<const HeadScores>(load_head_scores(arguments[4]).value());
+        method.options = default_options(*find_recipe(method.method).value());
     }
     const auto read = engine->prefill(prompt, {&method, 1}).value();  // once, then compressed
     const auto show = [](std::string_view piece) { return fmt::print("{}", piece), true; };

@@ -94,7 +94,8 @@ struct Budget {
         128;  // rows per head (window included, mean over heads) | bytes | 0..1 of the prompt
 };
 
-// Defaults are this project's (docs/results.md); preset_paper() gives the paper's.
+// Defaults are this project's; default_options() has those that a recipe does best with,
+// preset_paper() the paper's.
 struct MethodOptions {
     std::optional<AllocateStep> allocate = {};  // instead of the recipe's, see with_allocator()
     std::int64_t window = 16;                   // last prompt rows, always kept
@@ -121,6 +122,11 @@ struct MethodOptions {
 // within 2 and 5. Where rows are few, the important heads must have most of them; the more there
 // are, the less is gained by starving the others (docs/results.md).
 double importance_beta(const MethodOptions& options, double rows);
+// The options that a recipe does best with (docs/results.md): those above, but where head
+// importance allocates a window of 8 rows that 16 queries look from, the first row protected in
+// every head (few rows starve heads of the one they look at when there is nothing to look at), and
+// the maximum over the query heads of a group.
+MethodOptions default_options(const Recipe& recipe);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
 // How a cache stores its rows. The prompt is always read, scored and selected with f16 rows; what

@@ -23,12 +23,12 @@ struct MethodsArguments {
 
 // The options that a recipe's steps read, with our defaults; names as on the command line.
 ordered_json options_of(const Recipe& recipe) {
-    const MethodOptions d;
+    const MethodOptions d = default_options(recipe);
     const bool pyramid = recipe.allocate == AllocateStep::pyramid;
     const ordered_json defaults = {
         {"allocate", name_of(recipe.allocate)},
         {"window", d.window},
-        {"protect", recipe.protect},
+        {"protect", std::max(recipe.protect, d.protect)},
         {"observe", d.observe},
         {"kernel", d.kernel},
         {"pool", name_of(d.pool)},

@@ -230,7 +230,7 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
         command.add_option(name, value, help)->type_name(type)->group(method_group);
     };
-    const MethodOptions d;
+    const MethodOptions d, h = default_options(**find_recipe("headkv-r2"));
     command.add_option("--preset", a.preset, "paper: window 8, kernel 7, max pooling, beta 1.2")
         ->check(CLI::IsMember({"paper"}))
         ->type_name("NAME")
@@ -239,16 +239,22 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "how rows are shared, instead of the method's own way: uniform, pyramid, adaptive, "
         "head-importance or global",
         "HOW");
-    add("--window", a.window, fmt::format("last prompt rows, always kept ({})", d.window).c_str(),
+    add("--window", a.window,
+        fmt::format("last prompt rows, always kept ({}; headkv {})", d.window, h.window).c_str(),
         "N");
     add("--protect", a.protect,
-        fmt::format("first prompt rows, always kept, besides the window ({})", d.protect).c_str(),
+        fmt::format("first prompt rows, always kept, besides the window ({}; headkv {})", d.protect,
+                    h.protect)
+            .c_str(),
         "N");
-    add("--observe", a.observe, "last prompt queries that score (as many as the window)", "N");
+    add("--observe", a.observe,
+        fmt::format("last prompt queries that score (as many as the window; headkv {})", h.observe)
+            .c_str(),
+        "N");
     add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
     add("--pool", a.pool, "pooling over positions: avg (default) or max", "NAME");
-    add("--group-reduce", a.group_reduce, "query heads of a KV head: mean (default) or max",
-        "NAME");
+    add("--group-reduce", a.group_reduce,
+        "query heads of a KV head: mean (default) or max (headkv)", "NAME");
     add("--beta", a.beta,
         fmt::format("rows that follow the allocation are (rows - window) / beta "
                     "(rows / 32, from 2 to 5; pyramidkv {})",
@@ -351,7 +357,7 @@ Result<Recipe> method_recipe(const MethodArguments& arguments) {
 }
 
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe) {
-    MethodOptions options = arguments.preset == "paper" ? preset_paper() : MethodOptions();
+    MethodOptions options = arguments.preset == "paper" ? preset_paper() : default_options(recipe);
     const auto take = [](const auto& from, auto& to) {
         if (from) to = *from;
     };
@@ -359,6 +365,7 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     const auto own = find_recipe(recipe.name);
     if (own && (*own)->allocate != recipe.allocate) options.allocate = recipe.allocate;
     take(arguments.window, options.window);
+    if (arguments.window) options.observe = 0;  // as many as the window, if nobody says otherwise
     take(arguments.protect, options.protect);
     take(arguments.observe, options.observe);
     take(arguments.kernel, options.kernel);

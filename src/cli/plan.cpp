@@ -33,6 +33,7 @@ struct Allocation {
     Plan plan;
     std::int64_t window = 0;
     std::optional<double> beta;  // none: the allocation has no such setting
+    std::int64_t protect = 0;    // first rows that every head keeps
 };
 
 bool needs_scores(const PlanArguments& arguments) {
@@ -142,8 +143,12 @@ Result<Allocation> ours(const PlanArguments& arguments, HeadScores scores) {
 
     MethodConfig config;
     config.method = (*recipe)->name;
+    config.options = default_options(**recipe);
     config.budget.value = arguments.rows;
-    if (arguments.window) config.options.window = *arguments.window;
+    if (arguments.window) {  // the paper's plan of that window, nothing besides it
+        config.options.window = *arguments.window;
+        config.options.protect = 0;
+    }
     std::optional<double> beta;
     if ((*recipe)->allocate == AllocateStep::pyramid) {
         beta = config.options.pyramid_beta = arguments.beta.value_or(config.options.pyramid_beta);
@@ -161,7 +166,8 @@ Result<Allocation> ours(const PlanArguments& arguments, HeadScores scores) {
     }
     const auto method = Method::create(config, *shape, prompt, 1);
     if (!method) return tl::unexpected(method.error());
-    return Allocation{config.method, *shape, method->plan(), config.options.window, beta};
+    return Allocation{config.method,         *shape, method->plan(),
+                      config.options.window, beta,   config.options.protect};
 }
 
 nlohmann::ordered_json json_of(const PlanArguments& arguments, const Allocation& made) {
@@ -179,6 +185,7 @@ nlohmann::ordered_json json_of(const PlanArguments& arguments, const Allocation&
         json["rows"] = arguments.rows;
     }
     json["window"] = made.window;
+    json["protect"] = made.protect;
     json["beta"] = nullptr;
     if (made.beta) json["beta"] = *made.beta;
     json["grain"] = arguments.grain;
@@ -199,6 +206,8 @@ std::string text_of(const PlanArguments& arguments, const Allocation& made) {
                                    arguments.rows, arguments.grain, made.window,
                                    arguments.as_published ? " (not counted below)" : "",
                                    made.beta ? fmt::format(", beta {}", *made.beta) : "");
+    if (made.protect > 0)
+        text += fmt::format("every head keeps the first {} besides the window\n", made.protect);
     text += fmt::format("{} layers x {} heads hold {} rows: mean {:.2f}, smallest {}, largest {}\n",
                         plan.layers, plan.heads, total,
                         static_cast<double>(total) / static_cast<double>(plan.layers * plan.heads),
@@ -288,8 +297,10 @@ void register_plan(CLI::App& app, Status& status) {
             paper.beta, defaults.pyramid_beta),
         "B");
     add("--window", arguments->window,
-        fmt::format("last rows that every head keeps ({}; published {})", defaults.window,
-                    paper.window),
+        fmt::format(
+            "last rows that every head keeps, and nothing else (headkv {} and the first row; "
+            "others {}; published {})",
+            default_options(**find_recipe("headkv-r2")).window, defaults.window, paper.window),
         "W");
     add("--grain", arguments->grain, "heads that get rows: kv or query", "NAME")
         ->check(CLI::IsMember({"kv", "query"}))

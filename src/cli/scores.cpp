@@ -75,8 +75,12 @@ Result<ScoresBudget> budget_of(const ShowArguments& arguments, const HeadScores&
         if (!scores.kind.empty() && recipe.score_kind == scores.kind) config.method = recipe.name;
     }
     config.budget.value = arguments.rows;
+    config.options = default_options(**find_recipe(config.method));
     config.options.beta = arguments.beta.value_or(config.options.beta);
-    config.options.window = arguments.window.value_or(config.options.window);
+    if (arguments.window) {  // as `plan` has it
+        config.options.window = *arguments.window;
+        config.options.protect = 0;
+    }
     HeadShape shape = scores.shape;
     if (shape.kv_heads == 0) shape.kv_heads = shape.query_heads;
     HeadScores copy = scores;

@@ -207,6 +207,16 @@ double importance_beta(const MethodOptions& options, double rows) {
     return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
 }
 
+MethodOptions default_options(const Recipe& recipe) {
+    MethodOptions options;
+    if (recipe.allocate != A::head_importance) return options;
+    options.window = 8;
+    options.observe = 16;
+    options.protect = 1;
+    options.group_reduce = GroupReduce::max;
+    return options;
+}
+
 MethodOptions preset_paper() {
     MethodOptions options;
     options.window = 8;

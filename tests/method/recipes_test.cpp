@@ -618,5 +618,22 @@ TEST_F(Refuses, ShapesAndPromptsThatCannotBe) {
     EXPECT_FALSE(Method::create(config_, kShape, 10, 0));
 }
 
+TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
+    const auto headkv = default_options(**find_recipe("headkv-r2"));
+    EXPECT_EQ(headkv.window, 8);
+    EXPECT_EQ(headkv.observe, 16);
+    EXPECT_EQ(headkv.protect, 1);
+    EXPECT_EQ(headkv.group_reduce, GroupReduce::max);
+    EXPECT_EQ(headkv.kernel, MethodOptions().kernel);
+    const auto snapkv = default_options(**find_recipe("snapkv"));
+    EXPECT_EQ(snapkv.window, 16);
+    EXPECT_EQ(snapkv.protect, 0);
+    // The paper's stay as they are, whatever method takes them.
+    EXPECT_EQ(preset_paper().window, 8);
+    EXPECT_EQ(preset_paper().observe, 0);
+    EXPECT_EQ(preset_paper().protect, 0);
+    EXPECT_EQ(preset_paper().group_reduce, GroupReduce::mean);
+}
+
 }  // namespace
 }  // namespace headkv
