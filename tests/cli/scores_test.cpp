@@ -159,7 +159,7 @@ TEST_F(Scores, BadInputIsOneLine) {
     expect_refused(call({"scores", "import", rising(), "-o", path("o.json")}), "already");
     expect_refused(call({"scores", "diff", rising(), file}), "different shapes");
     expect_refused(call({"scores", "show", path("none.json")}), "cannot read");
-    expect_refused(call({"scores", "show", rising(), "--rows", "3"}), "at least 16");
+    expect_refused(call({"scores", "show", rising(), "--rows", "3"}), "at least 9");
     const std::string whole = read_file(path("rising.json"));
     write_file(folder / "cut.json", whole.substr(0, whole.size() / 2));
     expect_refused(call({"scores", "show", path("cut.json")}), "cut short");
