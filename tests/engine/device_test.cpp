@@ -220,8 +220,10 @@ TEST_P(Device, CutsBackAsTheCpuDoes) {
         }
     }
     if (even) {
-        EXPECT_LT(device->info(ours).held_bytes,
-                  256 * device->model().info().row_bytes * shape().layers * shape().kv_heads);
+        if (method() != "full") {  // which has no plan to stay within
+            EXPECT_LT(device->info(ours).held_bytes,
+                      256 * device->model().info().row_bytes * shape().layers * shape().kv_heads);
+        }
         expect_same_sizes(held, pair.engine->positions(right));
         EXPECT_GT(overlap(held, pair.engine->positions(right)), same_start ? 0.97 : 0.9);
     }
