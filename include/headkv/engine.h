@@ -78,6 +78,15 @@ struct SequenceInfo {
     bool runs_as_full = false;         // the budget was not below the prompt
 };
 
+// What lies on one device of a model in stages.
+struct Placement {
+    std::string device;
+    std::int64_t first_layer = 0, layers = 0;
+    std::int64_t weight_bytes = 0;
+    std::int64_t kv_bytes = 0;    // of one sequence: rows kept of its prompt, as plan_bytes
+    std::int64_t peak_bytes = 0;  // as device_peak_bytes(), of this stage
+};
+
 // A prefill under way: the caller decides when its next step runs, and may decode other sequences
 // between two steps. Must not outlive its engine. Destroying it gives its memory back.
 class PrefillJob {
@@ -156,8 +165,11 @@ public:
 
     // The most bytes of a device's memory that weights, caches and work took at once since the last
     // reset; 0 where this CPU's own kernels compute. What a driver takes for itself is not counted.
+    // Of a model in stages the sum over those on GPUs, or over all where there is none.
     std::int64_t device_peak_bytes() const;
     void reset_device_peak();
+    // Stage by stage; kv_bytes are 0 where there is no such sequence.
+    std::vector<Placement> placement(SequenceId sequence) const;
 
     SequenceInfo info(SequenceId sequence) const;
     // Original positions of the rows held, sorted: [layers][kv_heads].

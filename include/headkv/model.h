@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "headkv/error.h"
 #include "headkv/scores.h"
@@ -12,10 +13,22 @@
 
 namespace headkv {
 
+// Consecutive layers on one device.
+struct Stage {
+    std::string device;  // as LoadOptions has it; of a loaded model "cpu", "cuda0", ...
+    std::int64_t layers = 0;
+    std::int64_t weight_bytes = 0;  // on it, once loaded
+};
+
 struct LoadOptions {
-    std::string device = "auto";  // "auto", "cpu", "cuda"
-    int threads = 0;              // 0: one per core
-    bool extra_buffers = true;    // repacked / AMX weight layouts where ggml offers them
+    // "auto", "cpu", "cuda" (the first GPU), or a device as ggml names it: "cuda1", "vulkan0".
+    std::string device = "auto";
+    int threads = 0;            // 0: one per core
+    bool extra_buffers = true;  // repacked / AMX weight layouts where ggml offers them
+    // All layers, front to back, instead of `device`: the first stage embeds the tokens, the last
+    // one makes the logits; these two may have no layers. Engines compute stage after stage, with
+    // ggml's own operations. See place_layers (src/engine/placement.h) for what the program does.
+    std::vector<Stage> stages = {};
 };
 
 struct ModelInfo {
@@ -25,16 +38,20 @@ struct ModelInfo {
     std::int64_t embedding = 0, head_dim_k = 0, head_dim_v = 0, feed_forward = 0, vocabulary = 0;
     std::int64_t context = 0;       // tokens the model was trained (or scaled by its metadata) for
     std::int64_t weight_bytes = 0;  // tensor bytes in the file
+    std::vector<std::int64_t> layer_bytes;  // [layers] of these, a layer's
+    std::int64_t embedding_bytes = 0;       // the token embedding's
+    std::int64_t output_bytes = 0;  // the output matrix's (the embedding's, where tied) and norm's
     // Of these, what every decode step reads: all but an embedding that rows are only taken from.
     std::int64_t step_bytes = 0;
     std::int64_t step_weights = 0;  // elements of the matrices among them
     std::int64_t row_bytes = 0;     // one f16 row of one KV head: K and V
-    std::string device;             // "cpu", "cuda0", ...
+    std::string device;             // "cpu", "cuda0", ...; of several stages "cpu+cuda0"
+    std::vector<Stage> stages;      // front to back, at least one; with its device's name
     int threads = 1;
 };
 
-// What a file's header says of a model: no weight is loaded, `device` stays empty. Errors
-// (bad_input): not GGUF, truncated, absurd counts, unsupported architecture.
+// What a file's header says of a model: no weight is loaded, `device` and `stages` stay empty.
+// Errors (bad_input): not GGUF, truncated, absurd counts, unsupported architecture.
 Result<ModelInfo> read_model_info(const std::filesystem::path& file);
 
 // Memory of the device that LoadOptions::device names.
@@ -45,12 +62,15 @@ struct DeviceMemory {
 };
 // Error: no such device.
 Result<DeviceMemory> device_memory(const std::string& name);
+// The GPUs that ggml sees, in its order.
+std::vector<DeviceMemory> gpus();
 
 // Immutable once loaded; may be shared by several engines.
 class Model {
 public:
     // Errors (bad_input): not GGUF, truncated, absurd counts, missing or mis-shaped tensors,
-    // unsupported architecture (lists the supported ones) or tensor type. Never crashes on input.
+    // unsupported architecture (lists the supported ones) or tensor type, no such device, stages
+    // that are not all layers. Never crashes on input.
     static Result<std::shared_ptr<const Model>> load(const std::filesystem::path& file,
                                                      const LoadOptions& options = {});
     ~Model();

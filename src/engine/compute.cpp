@@ -11,11 +11,14 @@
 
 namespace headkv {
 
-Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
+Result<std::unique_ptr<Compute>> Compute::create(const Model& model, ggml_backend_dev_t device,
+                                                 Threads& threads) {
     std::unique_ptr<Compute> result(new Compute());
     result->threads_ = model.info().threads;
-    result->backend_.reset(ggml_backend_dev_init(model.impl().device, nullptr));
-    if (!result->backend_) return failure("cannot start the {} backend", model.info().device);
+    result->backend_.reset(ggml_backend_dev_init(device, nullptr));
+    if (!result->backend_) {
+        return failure("cannot start the {} backend", ggml_backend_dev_name(device));
+    }
     result->keys_.push_back(make_context(1));
     result->anchor_ = ggml_new_tensor_1d(result->keys_[0].get(), GGML_TYPE_I32, 1);
     result->anchor_buffer_.reset(
@@ -27,18 +30,22 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model) {
     if (auto made = result->make_rotations(model.impl().hyper); !made) {
         return tl::unexpected(made.error());
     }
-    if (ggml_backend_dev_type(model.impl().device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+    if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
         if (auto done = result->launch_attention_alone(); !done) {
             return tl::unexpected(done.error());
         }
         return result;
     }
     // One pool for all graphs: threads that stay awake between the steps of an answer.
-    auto params = ggml_threadpool_params_default(result->threads_);
-    result->pool_.reset(ggml_threadpool_new(&params));
-    if (!result->pool_) {
-        return failure("cannot start {} threads; use fewer with --threads", result->threads_);
+    if (!threads) {
+        auto params = ggml_threadpool_params_default(result->threads_);
+        auto* pool = ggml_threadpool_new(&params);
+        if (pool == nullptr) {
+            return failure("cannot start {} threads; use fewer with --threads", result->threads_);
+        }
+        threads = Threads(pool, ggml_threadpool_free);
     }
+    result->pool_ = threads;
     ggml_backend_cpu_set_n_threads(result->backend_.get(), result->threads_);
     ggml_backend_cpu_set_threadpool(result->backend_.get(), result->pool_.get());
     return result;

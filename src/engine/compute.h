@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <vector>
 
 #include "headkv/error.h"
@@ -16,10 +15,15 @@
 
 namespace headkv {
 
+// Threads of the CPU backends of one model, which compute one after the other.
+using Threads = std::shared_ptr<ggml_threadpool>;
+
 class Compute {
 public:
-    // Error (failure): the backend or its threads cannot be started.
-    static Result<std::unique_ptr<Compute>> create(const Model& model);
+    // `threads`: of the model's CPU backends, made by the first one. Error (failure): the backend
+    // or its threads cannot be started.
+    static Result<std::unique_ptr<Compute>> create(const Model& model, ggml_backend_dev_t device,
+                                                   Threads& threads);
 
     ggml_backend_t backend() const { return backend_.get(); }
     int threads() const { return threads_; }
@@ -58,10 +62,7 @@ private:
     Result<void> checked(ggml_status status) const;
     Result<void> make_rotations(const Hyper& hyper);
     bool takes(const ggml_tensor* attended) const;  // its keys and values as they are
-    struct FreePool {
-        void operator()(ggml_threadpool_t pool) const { ggml_threadpool_free(pool); }
-    };
-    std::unique_ptr<std::remove_pointer_t<ggml_threadpool_t>, FreePool> pool_;
+    Threads pool_;
     ggml_backend_ptr backend_;  // ends before its threads
     ggml_backend_buffer_ptr anchor_buffer_;
     std::vector<ggml_context_ptr> keys_;  // the anchor, then views of it

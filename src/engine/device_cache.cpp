@@ -17,45 +17,48 @@ constexpr std::uint16_t kMinusInfinity = 0xFC00, kLowest = 0xFBFF;
 
 }  // namespace
 
-DeviceCache::DeviceCache(ggml_backend_t backend, const Shape& shape)
-    : backend_(backend),
+DeviceCache::DeviceCache(const Pipeline& pipeline, const Shape& shape)
+    : pipeline_(pipeline),
       shape_(shape),
       layers_(size(shape.attention.heads.layers)),
-      used_(size(shape.slots), false) {}
+      used_(size(shape.slots), false),
+      places_(pipeline.size()) {}
 
 const DeviceCache::Layer& DeviceCache::layer(std::int64_t layer) const {
     return layers_[size(layer)];
 }
 
-Result<void> DeviceCache::allocate(ggml_context_ptr context, Buffers& into) {
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
+Result<void> DeviceCache::allocate(ggml_context_ptr context, std::size_t stage, Buffers& into) {
+    auto* backend = pipeline_.compute(stage).backend();
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
     if (!buffer) {
         return failure(
             "not enough memory on {} for the cache of {} sequences; use fewer --slots or a smaller "
             "--rows",
-            ggml_backend_name(backend_), shape_.slots);
+            ggml_backend_name(backend), shape_.slots);
     }
     // Rows that are masked out must still be numbers.
     ggml_backend_buffer_clear(buffer.get(), 0);
-    buffer_bytes_ += static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer.get()));
+    places_[stage].bytes += static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer.get()));
     contexts_.push_back(std::move(context));
     into.push_back(std::move(buffer));
     return {};
 }
 
-Result<std::size_t> DeviceCache::find_class(HeadPlaces places) {
+Result<std::size_t> DeviceCache::find_class(std::size_t stage, HeadPlaces places) {
     for (std::size_t i = 0; i < classes_.size(); ++i) {
         const auto& other = classes_[i].places;
-        const bool same = other.kept == places.kept && other.capacity == places.capacity &&
-                          other.first == places.first && other.stride == places.stride;
+        const bool same = classes_[i].stage == stage && other.kept == places.kept &&
+                          other.capacity == places.capacity && other.first == places.first &&
+                          other.stride == places.stride;
         if (same && other.window == places.window) return i;
     }
-    assert(masks_ == nullptr && "every layer is there once masks are one");
-    Class made{std::move(places), nullptr, 0, {}};
+    assert(places_[stage].masks == nullptr && "every layer is there once masks are one");
+    Class made{stage, std::move(places), nullptr, 0, {}};
     const auto columns = made.heads() * shape_.slots;
     auto context = make_context(2);
     made.mask = ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, made.places.window, 1, 1, columns);
-    if (auto done = allocate(std::move(context), mask_buffers_); !done) {
+    if (auto done = allocate(std::move(context), stage, places_[stage].mask_buffers); !done) {
         return tl::unexpected(done.error());
     }
     made.count.assign(size(columns), 0);
@@ -68,11 +71,12 @@ Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int
     if (!place.groups.empty()) return {};
     assert((shape_.layout.groups > 0 || shape_.slots == 1) && "windows reach beyond a slot");
     Layer made;
+    const auto stage = pipeline_.part_of(layer);
     const auto groups = place_heads(rows, shape_.layout, shape_.reserve);
     auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 3);
     std::int64_t total = 0;
     for (const HeadPlaces& group : groups) {
-        const auto row_class = find_class(group);
+        const auto row_class = find_class(stage, group);
         if (!row_class) return tl::unexpected(row_class.error());
         made.groups.push_back({group.heads, *row_class, nullptr, nullptr, total});
         total += group.rows(shape_.slots);
@@ -95,7 +99,9 @@ Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int
         group.keys = part(made.keys);
         group.values = part(made.values);
     }
-    if (auto done = allocate(std::move(context), buffers_); !done) return done;
+    if (auto done = allocate(std::move(context), stage, places_[stage].buffers); !done) {
+        return done;
+    }
     place = std::move(made);
     return {};
 }
@@ -109,17 +115,18 @@ std::vector<std::int64_t> DeviceCache::rows_kept(std::int64_t layer) const {
     return rows;
 }
 
-Result<ggml_tensor*> DeviceCache::log() {
-    if (log_ != nullptr) return log_;
+Result<ggml_tensor*> DeviceCache::log(std::size_t stage) {
+    auto& place = places_[stage];
+    if (place.log != nullptr) return place.log;
     const auto& attention = shape_.attention;
     auto context = make_context(2);
     auto* made = ggml_new_tensor_3d(context.get(), GGML_TYPE_F16,
                                     attention.heads.query_heads * attention.dim_k,
-                                    shape_.slots * shape_.observe + 1, attention.heads.layers);
-    if (auto done = allocate(std::move(context), buffers_); !done) {
+                                    shape_.slots * shape_.observe + 1, pipeline_[stage].layers);
+    if (auto done = allocate(std::move(context), stage, place.buffers); !done) {
         return tl::unexpected(done.error());
     }
-    return log_ = made;
+    return place.log = made;
 }
 
 std::int64_t DeviceCache::take_slot() {
@@ -165,32 +172,40 @@ void DeviceCache::upload_mask(const Class& about, std::int64_t slot) {
     ggml_backend_tensor_set(about.mask, mask.data(), size(slot) * bytes, bytes);
 }
 
-Result<ggml_tensor*> DeviceCache::masks() {
-    if (masks_ != nullptr) return masks_;
-    std::int64_t rows = 0;
+Result<ggml_tensor*> DeviceCache::masks(std::size_t stage) {
+    auto& place = places_[stage];
+    if (place.masks != nullptr) return place.masks;
+    std::vector<Class*> mine;
     for (Class& about : classes_) {
+        if (about.stage == stage) mine.push_back(&about);
+    }
+    assert(!mine.empty());
+    std::int64_t rows = 0;
+    for (Class* each : mine) {
+        auto& about = *each;
         about.first_mask = rows;
         rows += about.places.window * about.heads() * shape_.slots;
     }
-    auto context = make_context(static_cast<std::int64_t>(classes_.size()) + 2);
+    auto context = make_context(std::ssize(mine) + 2);
     auto* all = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 1, rows);
     std::vector<ggml_tensor*> parts;
-    for (const Class& about : classes_) {
+    for (const Class* each : mine) {
+        const auto& about = *each;
         const auto head_bytes = size(about.places.window) * sizeof(std::uint16_t);
         parts.push_back(ggml_view_4d(context.get(), all, about.places.window, 1, 1,
                                      about.heads() * shape_.slots, head_bytes, head_bytes,
                                      head_bytes, size(about.first_mask) * sizeof(std::uint16_t)));
     }
     Buffers joined;
-    if (auto done = allocate(std::move(context), joined); !done) {
+    if (auto done = allocate(std::move(context), stage, joined); !done) {
         return tl::unexpected(done.error());
     }
-    mask_buffers_ = std::move(joined);
-    for (std::size_t i = 0; i < classes_.size(); ++i) {
-        classes_[i].mask = parts[i];
-        for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(classes_[i], slot);
+    place.mask_buffers = std::move(joined);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+        mine[i]->mask = parts[i];
+        for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(*mine[i], slot);
     }
-    return masks_ = all;
+    return place.masks = all;
 }
 
 std::int64_t DeviceCache::room(std::int64_t slot) const {
@@ -203,9 +218,11 @@ std::int64_t DeviceCache::room(std::int64_t slot) const {
     return room;
 }
 
-std::int64_t DeviceCache::heads_of_classes() const {
+std::int64_t DeviceCache::heads_of_classes(std::size_t stage) const {
     std::int64_t heads = 0;
-    for (const Class& about : classes_) heads += about.heads();
+    for (const Class& about : classes_) {
+        if (about.stage == stage) heads += about.heads();
+    }
     return heads;
 }
 

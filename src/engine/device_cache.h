@@ -2,7 +2,8 @@
 // heads of a layer lie in few groups, each of which one attention call takes (head_places.h): K and
 // V of a group are one tensor [head_dim, window, 1, heads x slots], slot by slot, and a layer's
 // groups lie one behind the other: one call stores a token's rows of all of them. What is another
-// head's or not filled yet is masked out.
+// head's or not filled yet is masked out. The rows of a layer, and the masks and logs that go with
+// them, lie on the device of its stage.
 #pragma once
 
 #include <ggml-backend.h>
@@ -16,6 +17,7 @@
 
 #include "engine/attention_ops.h"
 #include "engine/head_places.h"
+#include "engine/pipeline.h"
 #include "headkv/error.h"
 #include "headkv/method.h"
 
@@ -23,11 +25,12 @@ namespace headkv {
 
 class DeviceCache {
 public:
-    // Heads whose rows are filled in step, in any number of layers: they share a mask.
+    // Heads whose rows are filled in step, in any number of layers of a stage: they share a mask.
     struct Class {
+        std::size_t stage = 0;
         HeadPlaces places;                // `heads` are those of one of the layers
         ggml_tensor* mask = nullptr;      // f16 [window, 1, 1, heads x slots]: 0 or closed
-        std::int64_t first_mask = 0;      // its place in masks()
+        std::int64_t first_mask = 0;      // its place in its stage's masks()
         std::vector<std::int32_t> count;  // [slots][heads] rows held
 
         std::int64_t heads() const { return std::ssize(places.heads); }
@@ -66,7 +69,8 @@ public:
         RowLayout layout = {};     // of place_heads(): without groups, one slot only
     };
 
-    DeviceCache(ggml_backend_t backend, const Shape& shape);
+    // `pipeline` must outlive the cache.
+    DeviceCache(const Pipeline& pipeline, const Shape& shape);
 
     const Shape& shape() const { return shape_; }
     // The memory of a layer whose heads keep `rows` of the prompt. Nothing happens where the layer
@@ -75,18 +79,17 @@ public:
     // The same rows again, for a cache with more room.
     std::vector<std::int64_t> rows_kept(std::int64_t layer) const;
     const Layer& layer(std::int64_t layer) const;
-    // The masks of all classes in one tensor, f16 [1, rows]: one call opens a step's rows. Once
-    // every layer is there. Error (failure): out of memory.
-    Result<ggml_tensor*> masks();
-    // The last queries of every slot, f16 [query_heads * dim_k, slots * observe + 1, layers], made
-    // by the first call: a ring of `observe` for each slot; the last one is nobody's. Error
-    // (failure): out of memory.
-    Result<ggml_tensor*> log();
-    bool has_log() const { return log_ != nullptr; }
+    // The masks of all classes of a stage (with layers) in one tensor, f16 [1, rows]: one call
+    // opens a step's rows. Once every layer is there. Error (failure): out of memory.
+    Result<ggml_tensor*> masks(std::size_t stage);
+    // The last queries of every slot in a stage's layers, f16 [query_heads * dim_k, slots * observe
+    // + 1, layers], made by the first call: a ring of `observe` for each slot; the last one is
+    // nobody's. Error (failure): out of memory.
+    Result<ggml_tensor*> log(std::size_t stage);
     Class& row_class(std::size_t index) { return classes_[index]; }
     const Class& row_class(std::size_t index) const { return classes_[index]; }
     std::size_t classes() const { return classes_.size(); }
-    std::int64_t heads_of_classes() const;  // of all of them
+    std::int64_t heads_of_classes(std::size_t stage) const;  // of all of them
     // Whether two layers' heads lie at the same rows and are filled in step.
     bool same_places(std::int64_t layer, std::int64_t other) const;
     // Whether every class can take what is to be kept, [layers x kv_heads] of any slot: its layers
@@ -101,27 +104,32 @@ public:
 
     // Rows of `slot` now held by each head of a class: sets its mask to them.
     void set_counts(std::size_t row_class, std::int64_t slot, std::span<const std::int32_t> counts);
-    std::int64_t room(std::int64_t slot) const;                  // rows that every head has left
-    std::int64_t bytes() const { return bytes_; }                // of keys and values, all slots
-    std::int64_t buffer_bytes() const { return buffer_bytes_; }  // masks and alignment included
+    std::int64_t room(std::int64_t slot) const;    // rows that every head has left
+    std::int64_t bytes() const { return bytes_; }  // of keys and values, all slots
+    // On a stage's device, masks and alignment included.
+    std::int64_t buffer_bytes(std::size_t stage) const { return places_[stage].bytes; }
     std::int64_t slot_bytes() const { return bytes_ / shape_.slots; }
     std::int64_t row_bytes() const;
 
 private:
-    Result<std::size_t> find_class(HeadPlaces places);
+    Result<std::size_t> find_class(std::size_t stage, HeadPlaces places);
     void upload_mask(const Class& about, std::int64_t slot);
     using Buffers = std::vector<ggml_backend_buffer_ptr>;
-    Result<void> allocate(ggml_context_ptr context, Buffers& into);
+    struct Place {  // of a stage
+        ggml_tensor *masks = nullptr, *log = nullptr;
+        Buffers buffers, mask_buffers;
+        std::int64_t bytes = 0;
+    };
+    Result<void> allocate(ggml_context_ptr context, std::size_t stage, Buffers& into);
 
-    ggml_backend_t backend_;
+    const Pipeline& pipeline_;
     Shape shape_;
     std::vector<Layer> layers_;
-    ggml_tensor *masks_ = nullptr, *log_ = nullptr;
     std::vector<Class> classes_;
     std::vector<bool> used_;
     std::vector<ggml_context_ptr> contexts_;
-    Buffers buffers_, mask_buffers_;
-    std::int64_t bytes_ = 0, buffer_bytes_ = 0;
+    std::vector<Place> places_;  // [stages]
+    std::int64_t bytes_ = 0;
 };
 
 }  // namespace headkv

@@ -31,29 +31,36 @@ ggml_type ggml_type_of(StoreStep step) {
 
 }  // namespace
 
-// The graph of a step over some slots of some caches; built once, run many times.
+// The graphs of a step over some slots of some caches, one a stage; built once, run many times.
 struct DeviceEngine::Step {
+    struct Piece {
+        ggml_context_ptr inputs_context, context;
+        ggml_backend_buffer_ptr inputs_buffer;
+        ggml_gallocr_ptr allocator;
+        ggml_cgraph* graph = nullptr;
+        ggml_tensor* key = nullptr;  // its first node
+        // i32: token ids [tokens], positions [tokens], then per share: places in its masks and, as
+        // f32, what these become [heads x slots of all classes, each]; for each of `patterns` the
+        // rows that a layer's heads write to [slots x kv_heads]; where queries go in the log
+        // [slots]. One copy a step.
+        ggml_tensor* packed = nullptr;
+        std::vector<std::vector<std::int64_t>> patterns;  // [shares] a layer of each way to lie
+        ggml_tensor* from =
+            nullptr;  // f32 [embedding, tokens] of the stage before, if there is one
+        // To the next stage f32 [embedding, tokens]; of the last one the logits, f32 [vocabulary,
+        // tokens], or the best tokens, i32 [tokens].
+        ggml_tensor* result = nullptr;
+    };
     std::vector<Share> shares;
     bool want_logits = false;
     std::int64_t tokens = 0;
-    ggml_context_ptr inputs_context, context;
-    ggml_backend_buffer_ptr inputs_buffer;
-    ggml_gallocr_ptr allocator;
-    ggml_cgraph* graph = nullptr;
-    ggml_tensor* key = nullptr;  // its first node
-    // i32: token ids [tokens], positions [tokens], then per share: places in its masks and, as f32,
-    // what these become [heads x slots of all classes, each]; for each of `patterns` the rows that
-    // a layer's heads write to [slots x kv_heads]; where queries go in the log [slots]. One copy a
-    // step.
-    ggml_tensor* packed = nullptr;
-    std::vector<std::vector<std::int64_t>> patterns;  // [shares] a layer of each way to lie
-    ggml_tensor* result = nullptr;  // f32 [vocabulary, tokens], or i32 [tokens] best tokens
+    std::vector<Piece> pieces;  // [stages]
 };
 
 // Builds the attention of one layer over all shares.
 struct DeviceEngine::Attention {
     struct Inputs {                                       // of a share
-        std::vector<std::size_t> pattern;                 // [layers]
+        std::vector<std::size_t> pattern;                 // [layers of the stage]
         std::vector<ggml_tensor*> rows;                   // [patterns] i32 [slots x kv_heads]
         ggml_tensor *log = nullptr, *log_rows = nullptr;  // null: none is kept
     };
@@ -61,6 +68,7 @@ struct DeviceEngine::Attention {
     ggml_context* c;
     ggml_cgraph* graph;
     const AttentionShape& shape;
+    std::int64_t first_layer;  // of the stage
     std::span<const Share> shares;
     std::span<const Inputs> inputs;  // [shares]
     // By their values: see constant().
@@ -112,8 +120,9 @@ struct DeviceEngine::Attention {
                                 size(first * kv_heads * width) * sizeof(float));
         };
         const auto store = [&](ggml_tensor* from, ggml_tensor* to) {
-            ggml_build_forward_expand(graph, ggml_set_rows(c, to, own(from, to->ne[0]),
-                                                           mine.rows[mine.pattern[size(layer)]]));
+            ggml_build_forward_expand(
+                graph, ggml_set_rows(c, to, own(from, to->ne[0]),
+                                     mine.rows[mine.pattern[size(layer - first_layer)]]));
         };
         store(part.k, held.keys);
         store(part.v, held.values);
@@ -121,7 +130,7 @@ struct DeviceEngine::Attention {
         auto* queries = own(part.q, width);
         if (mine.log != nullptr) {
             auto* log = ggml_view_2d(c, mine.log, mine.log->ne[0], mine.log->ne[1], mine.log->nb[1],
-                                     size(layer) * mine.log->nb[2]);
+                                     size(layer - first_layer) * mine.log->nb[2]);
             auto* flat = ggml_reshape_2d(c, queries, width * kv_heads, slots);
             ggml_build_forward_expand(graph, ggml_set_rows(c, log, flat, mine.log_rows));
         }
@@ -168,9 +177,12 @@ struct DeviceEngine::Attention {
     }
 };
 
-DeviceEngine::DeviceEngine(Compute& compute, std::shared_ptr<const Model> model,
+DeviceEngine::DeviceEngine(const Pipeline& pipeline, std::shared_ptr<const Model> model,
                            const EngineOptions& options)
-    : compute_(compute), model_(std::move(model)), options_(options) {
+    : pipeline_(pipeline),
+      model_(std::move(model)),
+      options_(options),
+      peak_bytes_(pipeline.size(), 0) {
     const auto& hyper = model_->impl().hyper;
     shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
               1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
@@ -208,7 +220,7 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
                                    key.empty() ? 1 : std::max<std::int64_t>(1, options_.slots),
                                    observe,
                                    config.layout};
-    auto cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
+    auto cache = std::make_shared<DeviceCache>(pipeline_, shape);
     if (!key.empty()) caches_[key] = cache;
     return {cache, cache->take_slot()};
 }
@@ -270,26 +282,32 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     }
     DevicePrefill::Options chosen;
     if (options_.chunk != EngineOptions().chunk) chosen.chunk = options_.chunk;
-    return DevicePrefill::create(compute_, *model_, prompt, std::move(targets), chosen);
+    return DevicePrefill::create(pipeline_, *model_, prompt, std::move(targets), chosen);
 }
 
 std::vector<SequenceId> DeviceEngine::take(DevicePrefill& prefill, SequenceId& next) {
     std::vector<SequenceId> ids;
-    std::int64_t adaptive = 0;  // in caches that no map names yet
-    for (const auto& target : prefill.targets()) {
-        const auto named = [&](const auto& pair) { return pair.second == target.cache; };
-        if (std::ranges::none_of(caches_, named)) adaptive += target.cache->buffer_bytes();
-    }
-    note_peak(prefill.scratch_bytes() + adaptive);
+    const auto kv_heads = shape_.heads.kv_heads;
     for (auto& target : prefill.targets()) {
         std::int64_t rows = 0;
-        for (const auto& list : target.kept) rows += static_cast<std::int64_t>(list.size());
+        std::vector<std::int64_t> stage_bytes(pipeline_.size(), 0);
+        for (std::size_t at = 0; at < target.kept.size(); ++at) {
+            const auto held = static_cast<std::int64_t>(target.kept[at].size());
+            const auto layer = static_cast<std::int64_t>(at) / kv_heads;
+            stage_bytes[pipeline_.part_of(layer)] += held * target.cache->row_bytes();
+            rows += held;
+        }
         const auto bytes = rows * target.cache->row_bytes();
         ids.push_back(next);
         const auto tokens = prefill.tokens();
         sequences_.emplace(
-            next++, Sequence{std::move(target.method), std::move(target.cache), target.slot, tokens,
-                             tokens, bytes, rows, std::move(target.kept), tokens});
+            next++,
+            Sequence{std::move(target.method), std::move(target.cache), target.slot, tokens, tokens,
+                     bytes, rows, std::move(target.kept), tokens, 0, std::move(stage_bytes)});
+    }
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        peak_bytes_[stage] =
+            std::max(peak_bytes_[stage], bytes_in_use(stage) + prefill.scratch_bytes(stage));
     }
     prefill.targets().clear();
     return ids;
@@ -299,7 +317,7 @@ Result<std::vector<float>> DeviceEngine::log_probabilities(std::span<const Token
                                                            const Progress& progress) {
     DevicePrefill::Options chosen;
     chosen.all_tokens = true;
-    auto prefill = DevicePrefill::create(compute_, *model_, text, {}, chosen);
+    auto prefill = DevicePrefill::create(pipeline_, *model_, text, {}, chosen);
     if (!prefill) return tl::unexpected(prefill.error());
     return text_log_probabilities(**prefill, text, shape_.heads.layers, model_->info().vocabulary,
                                   progress);
@@ -322,18 +340,32 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
             return &steps_.front();
         }
     }
-    const auto& impl = model_->impl();
-    const auto layers = shape_.heads.layers;
     Step step;
     step.shares.assign(shares.begin(), shares.end());
     step.want_logits = want_logits;
+    for (const Share& share : shares) step.tokens += share.slots;
+    step.pieces.resize(pipeline_.size());
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        if (auto built = stage_graph(step, stage); !built) return tl::unexpected(built.error());
+    }
+    steps_.push_front(std::move(step));
+    note_peak();
+    if (std::ssize(steps_) > kMostGraphs) steps_.pop_back();
+    return &steps_.front();
+}
+
+Result<void> DeviceEngine::stage_graph(Step& step, std::size_t stage) {
+    const auto& impl = model_->impl();
+    const auto& part = pipeline_[stage];
+    auto& compute = pipeline_.compute(stage);
+    auto& piece = step.pieces[stage];
+    const auto& shares = step.shares;
     std::vector<Attention::Inputs> inputs;
-    std::int64_t entries = 0;
+    std::int64_t entries = 2 * step.tokens;
     for (const Share& share : shares) {
-        step.tokens += share.slots;
         auto& of_share = inputs.emplace_back();
-        auto& patterns = step.patterns.emplace_back();
-        for (std::int64_t layer = 0; layer < layers; ++layer) {
+        auto& patterns = piece.patterns.emplace_back();
+        for (auto layer = part.first; layer < part.end(); ++layer) {
             const auto same = [&](std::int64_t other) {
                 return share.cache->same_places(layer, other);
             };
@@ -341,98 +373,105 @@ Result<DeviceEngine::Step*> DeviceEngine::step_graph(std::span<const Share> shar
             of_share.pattern.push_back(static_cast<std::size_t>(found - patterns.begin()));
             if (found == patterns.end()) patterns.push_back(layer);
         }
-        entries += 2 * share.cache->heads_of_classes() * share.slots +
+        entries += 2 * share.cache->heads_of_classes(stage) * share.slots +
                    static_cast<std::int64_t>(patterns.size()) * share.slots * shape_.heads.kv_heads;
         if (share.logs) entries += share.slots;
     }
-    entries += 2 * step.tokens;
-    step.inputs_context = make_context(1);
-    step.packed = ggml_new_tensor_1d(step.inputs_context.get(), GGML_TYPE_I32, entries);
-    step.inputs_buffer.reset(
-        ggml_backend_alloc_ctx_tensors(step.inputs_context.get(), compute_.backend()));
+    piece.inputs_context = make_context(2);
+    piece.packed = ggml_new_tensor_1d(piece.inputs_context.get(), GGML_TYPE_I32, entries);
+    if (stage > 0) {
+        piece.from = ggml_new_tensor_2d(piece.inputs_context.get(), GGML_TYPE_F32,
+                                        impl.hyper.embedding, step.tokens);
+    }
+    piece.inputs_buffer.reset(
+        ggml_backend_alloc_ctx_tensors(piece.inputs_context.get(), compute.backend()));
+    const auto too_little = [&] {
+        return failure("not enough memory on {} to decode {} tokens at once",
+                       ggml_backend_name(compute.backend()), step.tokens);
+    };
+    if (!piece.inputs_buffer) return too_little();
 
-    auto nodes = layers * 48 + entries / 8 + 256;
+    auto nodes = part.layers * 48 + entries / 8 + 256;
     for (const Share& share : shares) {
-        for (std::int64_t layer = 0; layer < layers; ++layer) {
+        for (auto layer = part.first; layer < part.end(); ++layer) {
             nodes += 32 + 16 * std::ssize(share.cache->layer(layer).groups);
         }
     }
-    step.context = make_context(nodes);
-    auto* c = step.context.get();
-    step.key = compute_.new_key();
-    step.graph = compute_.new_graph(c, nodes, step.key);
+    piece.context = make_context(nodes);
+    auto* c = piece.context.get();
+    piece.key = compute.new_key();
+    piece.graph = compute.new_graph(c, nodes, piece.key);
     std::int64_t offset = 0;
     const auto next = [&](std::int64_t count) {
-        auto* view = ggml_view_1d(c, step.packed, count, size(offset) * sizeof(std::int32_t));
+        auto* view = ggml_view_1d(c, piece.packed, count, size(offset) * sizeof(std::int32_t));
         offset += count;
         return view;
     };
     auto* ids = next(step.tokens);
     auto* positions = next(step.tokens);
-    for (std::size_t i = 0; i < shares.size(); ++i) {
+    for (std::size_t i = 0; i < shares.size() && part.layers > 0; ++i) {
         const Share& share = shares[i];
-        const auto masks = share.cache->masks();
+        const auto masks = share.cache->masks(stage);
         if (!masks) return tl::unexpected(masks.error());
-        const auto count = share.cache->heads_of_classes() * share.slots;
+        const auto count = share.cache->heads_of_classes(stage) * share.slots;
         auto* places = next(count);
         auto* values = next(count);
         values->type = GGML_TYPE_F32;  // the same bytes
         ggml_build_forward_expand(
-            step.graph, ggml_set_rows(c, *masks, ggml_reshape_2d(c, values, 1, count), places));
-        for (std::size_t k = 0; k < step.patterns[i].size(); ++k) {
+            piece.graph, ggml_set_rows(c, *masks, ggml_reshape_2d(c, values, 1, count), places));
+        for (std::size_t k = 0; k < piece.patterns[i].size(); ++k) {
             inputs[i].rows.push_back(next(share.slots * shape_.heads.kv_heads));
         }
         if (!share.logs) continue;
-        const auto log = share.cache->log();
+        const auto log = share.cache->log(stage);
         if (!log) return tl::unexpected(log.error());
         inputs[i].log = *log;
         inputs[i].log_rows = next(share.slots);
     }
     std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
     std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> constants;
-    const Attention attention{compute_, c, step.graph, shape_, shares, inputs, gathers, constants};
+    const Attention attention{compute, c,      piece.graph, shape_,   part.first,
+                              shares,  inputs, gathers,     constants};
     const GraphBuilder build{c, impl.hyper, impl.weights, nullptr};
-    auto* x = build.embed(ids);
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
+    auto* x = stage == 0 ? build.embed(ids) : piece.from;
+    for (auto layer = part.first; layer < part.end(); ++layer) {
         const auto& weights = impl.weights.layers[size(layer)];
-        const auto part = build.project(weights, x, positions);
+        const auto projected = build.project(weights, x, positions);
         GraphBuilder::Projections turned{};
         ggml_tensor* all = nullptr;
         std::int64_t first = 0;
         for (std::size_t i = 0; i < shares.size(); ++i) {
-            const auto mine = attention.wanted(shares[i].cache->shape(), part, turned);
+            const auto mine = attention.wanted(shares[i].cache->shape(), projected, turned);
             auto* one = attention.of(i, layer, first, mine);
             all = all == nullptr ? one : ggml_concat(c, all, one, 1);
             first += shares[i].slots;
         }
         x = build.finish_layer(weights, x, all);
     }
-    step.result = build.logits(x);
-    if (!want_logits) step.result = ggml_argmax(c, step.result);
-    ggml_set_output(step.result);
-    ggml_build_forward_expand(step.graph, step.result);
-    for (int i = 0; i < ggml_graph_n_nodes(step.graph); ++i) {
-        const auto* node = ggml_graph_node(step.graph, i);
-        if (ggml_backend_supports_op(compute_.backend(), node)) continue;
+    if (pipeline_.is_last(stage)) {
+        x = build.logits(x);
+        if (!step.want_logits) x = ggml_argmax(c, x);
+    }
+    piece.result = x;
+    ggml_set_output(piece.result);
+    ggml_build_forward_expand(piece.graph, piece.result);
+    for (int i = 0; i < ggml_graph_n_nodes(piece.graph); ++i) {
+        const auto* node = ggml_graph_node(piece.graph, i);
+        if (ggml_backend_supports_op(compute.backend(), node)) continue;
         return failure(
             "{} cannot compute {} here (rows stored as {} and {}); use --kv-type f16 or "
             "--device cpu",
-            ggml_backend_name(compute_.backend()), ggml_op_desc(node),
+            ggml_backend_name(compute.backend()), ggml_op_desc(node),
             ggml_type_name(shares[0].cache->shape().type_k),
             ggml_type_name(shares[0].cache->shape().type_v));
     }
-    step.allocator.reset(
-        ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute_.backend())));
-    if (!step.inputs_buffer || !ggml_gallocr_alloc_graph(step.allocator.get(), step.graph)) {
-        return failure("not enough memory to decode {} tokens at once", step.tokens);
-    }
+    piece.allocator.reset(
+        ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute.backend())));
+    if (!ggml_gallocr_alloc_graph(piece.allocator.get(), piece.graph)) return too_little();
     for (const auto& [tensor, values] : constants) {
         ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
     }
-    steps_.push_front(std::move(step));
-    note_peak();
-    if (std::ssize(steps_) > kMostGraphs) steps_.pop_back();
-    return &steps_.front();
+    return {};
 }
 
 Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_logits) {
@@ -472,7 +511,8 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
     if (!graph) return tl::unexpected(graph.error());
     Step& step = **graph;
 
-    std::vector<std::int32_t> packed(size(ggml_nelements(step.packed)), 0);
+    std::vector<std::int32_t> packed;  // ids and positions
+    packed.resize(size(2 * step.tokens), 0);
     std::size_t next = 0;
     std::map<SequenceId, std::size_t> column;
     for (const Share& share : shares) {
@@ -486,23 +526,35 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
                 static_cast<std::int32_t>(sequences_.at(input->sequence).tokens);
         }
     }
-    next = size(2 * step.tokens);
-    for (std::size_t i = 0; i < shares.size(); ++i) pack_share(step, i, of_slot, packed, next);
-    auto* backend = compute_.backend();
-    ggml_backend_tensor_set_async(backend, step.packed, packed.data(), 0, ggml_nbytes(step.packed));
-    if (auto done = compute_.start(step.graph); !done) return done;
+    std::vector<std::vector<std::int32_t>> sent(step.pieces.size(), packed);  // [stages]
+    for (std::size_t stage = 0; stage < step.pieces.size(); ++stage) {
+        const auto& piece = step.pieces[stage];
+        auto& mine = sent[stage];
+        mine.resize(size(ggml_nelements(piece.packed)), 0);
+        next = size(2 * step.tokens);
+        for (std::size_t i = 0; i < shares.size() && pipeline_[stage].layers > 0; ++i) {
+            pack_share(step, stage, i, of_slot, mine, next);
+        }
+        const auto& compute = pipeline_.compute(stage);
+        ggml_backend_tensor_set_async(compute.backend(), piece.packed, mine.data(), 0,
+                                      ggml_nbytes(piece.packed));
+        if (stage > 0) {
+            pipeline_.hand_over(stage - 1, stage, step.pieces[stage - 1].result, piece.from);
+        }
+        if (auto done = compute.start(piece.graph); !done) return done;
+    }
+    auto* backend = pipeline_.compute(pipeline_.size() - 1).backend();
+    auto* result = step.pieces.back().result;
     token_of_.clear();
     best_.clear();
     if (want_logits) {
-        logits_.resize(size(ggml_nelements(step.result)));
-        ggml_backend_tensor_get_async(backend, step.result, logits_.data(), 0,
-                                      ggml_nbytes(step.result));
+        logits_.resize(size(ggml_nelements(result)));
+        ggml_backend_tensor_get_async(backend, result, logits_.data(), 0, ggml_nbytes(result));
         ggml_backend_synchronize(backend);
         for (const auto& input : inputs) token_of_.push_back(column.at(input.sequence));
     } else {
         std::vector<std::int32_t> best(size(step.tokens));
-        ggml_backend_tensor_get_async(backend, step.result, best.data(), 0,
-                                      ggml_nbytes(step.result));
+        ggml_backend_tensor_get_async(backend, result, best.data(), 0, ggml_nbytes(result));
         ggml_backend_synchronize(backend);
         for (const auto& input : inputs) best_.push_back(best[column.at(input.sequence)]);
     }
@@ -517,21 +569,23 @@ Result<void> DeviceEngine::step(std::span<const DecodeInput> inputs, bool want_l
     return {};
 }
 
-// What a step writes where in one share, and the rows that it thereby holds more.
-void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& of_slot,
-                              std::vector<std::int32_t>& packed, std::size_t& next) {
+// What a step writes where in a stage's layers of one share, and the rows that these thereby hold
+// more.
+void DeviceEngine::pack_share(const Step& step, std::size_t stage, std::size_t which,
+                              const Slots& of_slot, std::vector<std::int32_t>& packed,
+                              std::size_t& next) {
     const Share& share = step.shares[which];
     auto& cache = *share.cache;
     const auto& inputs = of_slot.at(&cache);
     const auto closed = std::bit_cast<std::int32_t>(-INFINITY);
-    const auto heads = size(cache.heads_of_classes() * share.slots);
+    const auto heads = size(cache.heads_of_classes(stage) * share.slots);
     // A slot that waits writes where it will write next, and keeps it masked; one that is free
     // keeps seeing something. What a free slot holds is nobody's.
     const auto next_row = [](const DeviceCache::Class& about, std::int64_t at) {
         return about.count[size(at)] - (about.room(at) > 0 ? 0 : 1);
     };
     auto behind = next + 2 * heads;
-    for (const auto layer : step.patterns[which]) {
+    for (const auto layer : step.pieces[stage].patterns[which]) {
         for (const auto& group : cache.layer(layer).groups) {
             const auto& about = cache.row_class(group.row_class);
             for (std::int64_t slot = 0; slot < share.slots; ++slot) {
@@ -547,6 +601,7 @@ void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& 
     }
     for (std::size_t i = 0; i < cache.classes(); ++i) {
         auto& about = cache.row_class(i);
+        if (about.stage != stage) continue;
         for (std::int64_t at = 0; at < about.heads() * share.slots; ++at, ++next) {
             const bool active = inputs[size(at / about.heads())] != nullptr;
             const auto row = next_row(about, at);
@@ -568,11 +623,14 @@ void DeviceEngine::pack_share(const Step& step, std::size_t which, const Slots& 
 
 std::int64_t DeviceEngine::step_nodes() const {
     std::int64_t nodes = 0;
-    for (int i = 0; !steps_.empty() && i < ggml_graph_n_nodes(steps_.front().graph); ++i) {
-        const auto op = ggml_graph_node(steps_.front().graph, i)->op;
-        const bool free = op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
-                          op == GGML_OP_PERMUTE;
-        if (!free) ++nodes;
+    if (steps_.empty()) return nodes;
+    for (const Step::Piece& piece : steps_.front().pieces) {
+        for (int i = 0; i < ggml_graph_n_nodes(piece.graph); ++i) {
+            const auto op = ggml_graph_node(piece.graph, i)->op;
+            const bool free = op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
+                              op == GGML_OP_PERMUTE;
+            if (!free) ++nodes;
+        }
     }
     return nodes;
 }
@@ -601,13 +659,22 @@ void DeviceEngine::release(SequenceId id) {
 
 // All rows of a sequence into a slot of a cache of the same layout with at least its capacities.
 Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot) {
-    const auto layers = shape_.heads.layers;
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        if (auto done = copy_stage(from, to, slot, stage); !done) return done;
+    }
+    return {};
+}
+
+Result<void> DeviceEngine::copy_stage(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                                      std::size_t stage) {
+    const auto& part = pipeline_[stage];
+    const auto& compute = pipeline_.compute(stage);
     // Of each head, keys and values: both sides' rows, a view of each, and the copy.
-    const auto nodes = layers * shape_.heads.kv_heads * 2 * 3 + 16;
+    const auto nodes = part.layers * shape_.heads.kv_heads * 2 * 3 + 16;
     const auto context = make_context(nodes);
     auto* c = context.get();
-    auto* graph = compute_.new_graph(c, nodes, compute_.key_of_passing_graphs());
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
+    auto* graph = compute.new_graph(c, nodes, compute.key_of_passing_graphs());
+    for (auto layer = part.first; layer < part.end(); ++layer) {
         if (auto added = to.add_layer(layer, from.cache->rows_kept(layer)); !added) return added;
         const auto& mine = from.cache->layer(layer);
         const auto& theirs = to.layer(layer);
@@ -639,33 +706,39 @@ Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std:
             to.set_counts(theirs.groups[g].row_class, slot, counts);
         }
     }
-    return compute_.run(graph);
+    return compute.run(graph);
 }
 
 Result<void> DeviceEngine::copy_log(const Sequence& from, DeviceCache& to, std::int64_t slot) {
-    const auto source = from.cache->log(), target = to.log();
-    if (!source) return tl::unexpected(source.error());
-    if (!target) return tl::unexpected(target.error());
-    const auto context = make_context(16);
-    auto* c = context.get();
-    auto* graph = compute_.new_graph(c, 16, compute_.key_of_passing_graphs());
-    const auto ring = to.shape().observe;
-    const auto part = [&](ggml_tensor* log, std::int64_t of) {
-        return ggml_view_3d(c, log, log->ne[0], ring, log->ne[2], log->nb[1], log->nb[2],
-                            size(of * ring) * log->nb[1]);
-    };
-    ggml_build_forward_expand(graph, ggml_cpy(c, part(*source, from.slot), part(*target, slot)));
-    return compute_.run(graph);
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        if (pipeline_[stage].layers == 0) continue;
+        const auto& compute = pipeline_.compute(stage);
+        const auto source = from.cache->log(stage), target = to.log(stage);
+        if (!source) return tl::unexpected(source.error());
+        if (!target) return tl::unexpected(target.error());
+        const auto context = make_context(16);
+        auto* c = context.get();
+        auto* graph = compute.new_graph(c, 16, compute.key_of_passing_graphs());
+        const auto ring = to.shape().observe;
+        const auto part = [&](ggml_tensor* log, std::int64_t of) {
+            return ggml_view_3d(c, log, log->ne[0], ring, log->ne[2], log->nb[1], log->nb[2],
+                                size(of * ring) * log->nb[1]);
+        };
+        ggml_build_forward_expand(graph,
+                                  ggml_cpy(c, part(*source, from.slot), part(*target, slot)));
+        if (auto done = compute.run(graph); !done) return done;
+    }
+    return {};
 }
 
 Result<void> DeviceEngine::move(Sequence& sequence, std::int64_t reserve) {
     auto shape = sequence.cache->shape();
     shape.reserve += reserve;
     shape.slots = 1;
-    auto wider = std::make_shared<DeviceCache>(compute_.backend(), shape);
+    auto wider = std::make_shared<DeviceCache>(pipeline_, shape);
     const auto slot = wider->take_slot();
     if (auto copied = copy_rows(sequence, *wider, slot); !copied) return copied;
-    note_peak(wider->buffer_bytes());
+    note_peak(wider.get());
     leave(sequence);
     sequence.cache = std::move(wider);
     sequence.slot = slot;
@@ -699,17 +772,32 @@ std::vector<std::vector<float>> DeviceEngine::attention(SequenceId id, std::int6
 
 Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& sequence,
                                                                std::int64_t most) {
+    const auto queries = std::min({sequence.cache->shape().observe, sequence.logged, most});
+    std::vector<std::vector<float>> result;
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        if (pipeline_[stage].layers == 0) continue;
+        if (auto done = observe_stage(sequence, stage, queries, result); !done) {
+            return tl::unexpected(done.error());
+        }
+    }
+    return result;
+}
+
+Result<void> DeviceEngine::observe_stage(const Sequence& sequence, std::size_t stage,
+                                         std::int64_t queries,
+                                         std::vector<std::vector<float>>& result) {
     auto& cache = *sequence.cache;
-    const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
+    const auto& part = pipeline_[stage];
+    const auto& compute = pipeline_.compute(stage);
+    const auto kv_heads = shape_.heads.kv_heads;
     const auto group = shape_.heads.group(), ring = cache.shape().observe;
-    const auto queries = std::min({ring, sequence.logged, most});
     const auto width = shape_.dim_k * group;
-    auto log = cache.log();
+    auto log = cache.log(stage);
     if (!log) return tl::unexpected(log.error());
-    const auto nodes = layers * 2 * 20 + static_cast<std::int64_t>(cache.classes()) + 16;
+    const auto nodes = part.layers * 2 * 20 + static_cast<std::int64_t>(cache.classes()) + 16;
     const auto context = make_context(nodes);
     auto* c = context.get();
-    auto* graph = compute_.new_graph(c, nodes, compute_.key_of_passing_graphs());
+    auto* graph = compute.new_graph(c, nodes, compute.key_of_passing_graphs());
     std::vector<std::pair<ggml_tensor*, std::vector<float>>> masks(cache.classes());
     std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
     // What a class's queries see: the last one everything, each one before it a row less.
@@ -747,11 +835,12 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
         }
         return tensor;
     };
-    std::vector<std::vector<ggml_tensor*>> means(size(layers));
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-        auto* mine =
-            ggml_view_2d(c, *log, width, kv_heads * ring, size(width) * (*log)->nb[0],
-                         size(layer) * (*log)->nb[2] + size(sequence.slot * ring) * (*log)->nb[1]);
+    std::vector<std::vector<ggml_tensor*>> means;
+    for (auto layer = part.first; layer < part.end(); ++layer) {
+        auto& of_layer = means.emplace_back();
+        auto* mine = ggml_view_2d(
+            c, *log, width, kv_heads * ring, size(width) * (*log)->nb[0],
+            size(layer - part.first) * (*log)->nb[2] + size(sequence.slot * ring) * (*log)->nb[1]);
         for (const auto& one : cache.layer(layer).groups) {
             const auto& about = cache.row_class(one.row_class);
             auto* taken = ggml_reshape_4d(c, ggml_get_rows(c, mine, gather_of(one.heads)),
@@ -773,10 +862,10 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
             auto* mean = ggml_scale(c, sums, 1.0F / static_cast<float>(queries));
             ggml_set_output(mean);
             ggml_build_forward_expand(graph, mean);
-            means[size(layer)].push_back(mean);
+            of_layer.push_back(mean);
         }
     }
-    WorkMemory work(compute_.backend());
+    WorkMemory work(compute.backend());
     if (!work.place(graph)) return failure("not enough memory to cut an answer's rows back");
     for (const auto& [tensor, values] : masks) {
         if (tensor == nullptr) continue;
@@ -785,8 +874,7 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
     for (const auto& [rows, tensor] : gathers) {
         ggml_backend_tensor_set(tensor, rows.data(), 0, ggml_nbytes(tensor));
     }
-    if (auto done = compute_.run(graph); !done) return tl::unexpected(done.error());
-    std::vector<std::vector<float>> result;
+    if (auto done = compute.run(graph); !done) return done;
     for (const auto& of_layer : means) {
         auto& values = result.emplace_back();
         for (auto* mean : of_layer) {
@@ -795,17 +883,41 @@ Result<std::vector<std::vector<float>>> DeviceEngine::observed(const Sequence& s
             ggml_backend_tensor_get(mean, values.data() + before, 0, ggml_nbytes(mean));
         }
     }
-    return result;
+    return {};
 }
 
 Result<void> DeviceEngine::keep_rows(const Sequence& from, DeviceCache& to, std::int64_t slot,
                                      const std::vector<std::vector<std::int32_t>>& keep) {
     const auto layers = shape_.heads.layers, kv_heads = shape_.heads.kv_heads;
-    const auto context = make_context(layers * 16 + 16);
-    auto* c = context.get();
-    auto* graph = compute_.new_graph(c, layers * 16 + 16, compute_.key_of_passing_graphs());
-    std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> indices;
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        if (auto done = keep_stage(from, to, slot, keep, stage); !done) return done;
+    }
     for (std::int64_t layer = 0; layer < layers; ++layer) {
+        for (const auto& group : to.layer(layer).groups) {
+            std::vector<std::int32_t> counts;
+            counts.reserve(group.heads.size());
+            for (const auto head : group.heads) {
+                counts.push_back(
+                    static_cast<std::int32_t>(keep[size(layer * kv_heads + head)].size()));
+            }
+            to.set_counts(group.row_class, slot, counts);
+        }
+    }
+    return {};
+}
+
+Result<void> DeviceEngine::keep_stage(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                                      const std::vector<std::vector<std::int32_t>>& keep,
+                                      std::size_t stage) {
+    const auto& part = pipeline_[stage];
+    const auto& compute = pipeline_.compute(stage);
+    const auto kv_heads = shape_.heads.kv_heads;
+    const auto nodes = part.layers * 16 + 16;
+    const auto context = make_context(nodes);
+    auto* c = context.get();
+    auto* graph = compute.new_graph(c, nodes, compute.key_of_passing_graphs());
+    std::vector<std::pair<ggml_tensor*, std::vector<std::int32_t>>> indices;
+    for (auto layer = part.first; layer < part.end(); ++layer) {
         const auto& mine = from.cache->layer(layer);
         const auto& theirs = to.layer(layer);
         std::vector<std::int64_t> origin(size(kv_heads));
@@ -845,24 +957,12 @@ Result<void> DeviceEngine::keep_rows(const Sequence& from, DeviceCache& to, std:
         move(mine.keys, theirs.keys);
         move(mine.values, theirs.values);
     }
-    WorkMemory work(compute_.backend());
+    WorkMemory work(compute.backend());
     if (!work.place(graph)) return failure("not enough memory to cut an answer's rows back");
     for (const auto& [tensor, values] : indices) {
         ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
     }
-    if (auto done = compute_.run(graph); !done) return done;
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-        for (const auto& group : to.layer(layer).groups) {
-            std::vector<std::int32_t> counts;
-            counts.reserve(group.heads.size());
-            for (const auto head : group.heads) {
-                counts.push_back(
-                    static_cast<std::int32_t>(keep[size(layer * kv_heads + head)].size()));
-            }
-            to.set_counts(group.row_class, slot, counts);
-        }
-    }
-    return {};
+    return compute.run(graph);
 }
 
 Result<void> DeviceEngine::make_room(Sequence& sequence) {
@@ -911,7 +1011,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
     } else {
         auto shape = cache.shape();
         shape.slots = 1;
-        auto own = std::make_shared<DeviceCache>(compute_.backend(), shape);
+        auto own = std::make_shared<DeviceCache>(pipeline_, shape);
         for (std::int64_t layer = 0; layer < layers; ++layer) {
             std::vector<std::int64_t> rows;
             for (std::int64_t head = 0; head < kv_heads; ++head) {
@@ -922,7 +1022,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
         }
         const auto slot = own->take_slot();
         if (auto done = keep_rows(sequence, *own, slot, keep); !done) return done;
-        note_peak(own->buffer_bytes());
+        note_peak(own.get());
         leave(sequence);
         sequence.cache = std::move(own);
         sequence.slot = slot;
@@ -953,7 +1053,7 @@ Result<SequenceId> DeviceEngine::copy(SequenceId id, SequenceId& next) {
     if (slot < 0) {
         auto shape = cache->shape();
         shape.slots = 1;
-        cache = std::make_shared<DeviceCache>(compute_.backend(), shape);
+        cache = std::make_shared<DeviceCache>(pipeline_, shape);
         slot = cache->take_slot();
     }
     if (auto copied = copy_rows(from, *cache, slot); !copied) {
@@ -973,25 +1073,32 @@ Result<SequenceId> DeviceEngine::copy(SequenceId id, SequenceId& next) {
     return next++;
 }
 
-std::int64_t DeviceEngine::bytes_in_use() const {
+std::int64_t DeviceEngine::bytes_in_use(std::size_t stage) const {
     std::set<const DeviceCache*> caches;
     for (const auto& [id, sequence] : sequences_) caches.insert(sequence.cache.get());
     for (const auto& [key, cache] : caches_) caches.insert(cache.get());
-    std::int64_t bytes = 0;
-    for (const DeviceCache* cache : caches) bytes += cache->buffer_bytes();
-    std::size_t others = 0;
+    auto bytes = model_->impl().stages[stage].bytes;
+    for (const DeviceCache* cache : caches) bytes += cache->buffer_bytes(stage);
+    std::size_t steps = 0;
     for (const Step& step : steps_) {
-        others += ggml_backend_buffer_get_size(step.inputs_buffer.get()) +
-                  ggml_gallocr_get_buffer_size(step.allocator.get(), 0);
+        const auto& piece = step.pieces[stage];
+        steps += ggml_backend_buffer_get_size(piece.inputs_buffer.get()) +
+                 ggml_gallocr_get_buffer_size(piece.allocator.get(), 0);
     }
-    for (const auto& buffer : model_->impl().buffers) {
-        others += ggml_backend_buffer_get_size(buffer.get());
-    }
-    return bytes + static_cast<std::int64_t>(others);
+    return bytes + static_cast<std::int64_t>(steps);
 }
 
-void DeviceEngine::note_peak(std::int64_t more) {
-    peak_bytes_ = std::max(peak_bytes_, bytes_in_use() + more);
+void DeviceEngine::note_peak(const DeviceCache* more) {
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        const auto bytes = bytes_in_use(stage) + (more != nullptr ? more->buffer_bytes(stage) : 0);
+        peak_bytes_[stage] = std::max(peak_bytes_[stage], bytes);
+    }
+}
+
+void DeviceEngine::reset_peak() {
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        peak_bytes_[stage] = bytes_in_use(stage);
+    }
 }
 
 SequenceInfo DeviceEngine::info(SequenceId id) const {

@@ -1,5 +1,5 @@
-// The engine on a device that computes with ggml's own operations: sequences of the same plan share
-// a cache, one step decodes all of them.
+// The engine on devices that compute with ggml's own operations: sequences of the same plan share a
+// cache, one step decodes all of them. A model in stages is computed stage after stage.
 #pragma once
 
 #include <list>
@@ -17,7 +17,7 @@ namespace headkv {
 
 class DeviceEngine {
 public:
-    DeviceEngine(Compute& compute, std::shared_ptr<const Model> model,
+    DeviceEngine(const Pipeline& pipeline, std::shared_ptr<const Model> model,
                  const EngineOptions& options);
     ~DeviceEngine();
 
@@ -47,8 +47,12 @@ public:
 
     // Nothing lies in the device's memory but the weights and what belongs to no sequence.
     bool idle() const { return sequences_.empty() && caches_.empty(); }
-    std::int64_t peak_bytes() const { return peak_bytes_; }
-    void reset_peak() { peak_bytes_ = bytes_in_use(); }
+    std::int64_t peak_bytes(std::size_t stage) const { return peak_bytes_[stage]; }
+    void reset_peak();
+    // Of the rows kept of a sequence's prompt in a stage's layers.
+    std::int64_t plan_bytes(SequenceId id, std::size_t stage) const {
+        return sequences_.at(id).stage_bytes[stage];
+    }
 
     bool holds(SequenceId id) const { return sequences_.contains(id); }
     std::int64_t tokens(SequenceId id) const { return sequences_.at(id).tokens; }
@@ -71,6 +75,7 @@ private:
         std::vector<std::vector<std::int32_t>> kept;
         std::int64_t selected = 0;
         std::int64_t logged = 0;  // newest tokens whose queries are in the cache's log, one by one
+        std::vector<std::int64_t> stage_bytes = {};  // [stages] what plan_bytes are the sum of
     };
     // The part of a step that one cache has.
     struct Share {
@@ -97,25 +102,35 @@ private:
     // Mean attention of the last queries, at most `most`, over the rows held, [layers] and within a
     // layer its groups one behind the other, [group of queries][heads][capacity].
     Result<std::vector<std::vector<float>>> observed(const Sequence& sequence, std::int64_t most);
+    // The same of a stage's layers, behind those in `result`.
+    Result<void> observe_stage(const Sequence& sequence, std::size_t stage, std::int64_t queries,
+                               std::vector<std::vector<float>>& result);
     // Rows `keep` (indices into those held, [layers x kv_heads]) of a sequence into a slot of `to`,
     // which may be its own.
     Result<void> keep_rows(const Sequence& from, DeviceCache& to, std::int64_t slot,
                            const std::vector<std::vector<std::int32_t>>& keep);
+    // Moves the rows of a stage's layers for it.
+    Result<void> keep_stage(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                            const std::vector<std::vector<std::int32_t>>& keep, std::size_t stage);
     // The log of a sequence, to go with its rows.
     Result<void> copy_log(const Sequence& from, DeviceCache& to, std::int64_t slot);
     static std::vector<std::int32_t> held_positions(const Sequence& sequence, std::size_t at);
     using Slots = std::map<const DeviceCache*, std::vector<const DecodeInput*>>;
-    void pack_share(const Step& step, std::size_t which, const Slots& of_slot,
+    void pack_share(const Step& step, std::size_t stage, std::size_t which, const Slots& of_slot,
                     std::vector<std::int32_t>& packed, std::size_t& next);
     Result<void> copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot);
+    Result<void> copy_stage(const Sequence& from, DeviceCache& to, std::int64_t slot,
+                            std::size_t stage);
     Result<Step*> step_graph(std::span<const Share> shares, bool want_logits);
+    // Builds what a stage computes of a step.
+    Result<void> stage_graph(Step& step, std::size_t stage);
     void drop_graphs(const DeviceCache& cache);
-    // Weights, caches and the memory of steps.
-    std::int64_t bytes_in_use() const;
-    // Remembers the most; `more` bytes are in use besides.
-    void note_peak(std::int64_t more = 0);
+    // Weights, caches and the memory of steps on a stage's device.
+    std::int64_t bytes_in_use(std::size_t stage) const;
+    // Remembers the most; a cache that no sequence and no map has yet is in use besides.
+    void note_peak(const DeviceCache* more = nullptr);
 
-    Compute& compute_;
+    const Pipeline& pipeline_;
     std::shared_ptr<const Model> model_;
     EngineOptions options_;
     AttentionShape shape_;
@@ -131,7 +146,7 @@ private:
         std::int64_t tokens = 0;
         std::vector<std::vector<float>> layers;  // as observed() gives them
     } attention_;                                // of the last query that was asked for
-    std::int64_t peak_bytes_ = 0;
+    std::vector<std::int64_t> peak_bytes_;       // [stages]
 };
 
 }  // namespace headkv

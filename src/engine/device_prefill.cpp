@@ -15,13 +15,13 @@ constexpr std::int64_t kMostNodes = 96;  // of one layer's chunk
 
 }  // namespace
 
-DevicePrefill::DevicePrefill(const Compute& compute, const Model& model,
+DevicePrefill::DevicePrefill(const Pipeline& pipeline, const Model& model,
                              std::vector<DeviceTarget> targets, const Options& options)
-    : compute_(compute),
+    : pipeline_(pipeline),
       model_(model.impl()),
       targets_(std::move(targets)),
       options_(options),
-      work_(compute.backend()) {
+      places_(pipeline.size()) {
     const auto& hyper = model_.hyper;
     shape_ = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
               1.0F / std::sqrt(static_cast<float>(hyper.head_dim_k))};
@@ -29,21 +29,26 @@ DevicePrefill::DevicePrefill(const Compute& compute, const Model& model,
 }
 
 DevicePrefill::~DevicePrefill() {
-    ggml_backend_synchronize(compute_.backend());
+    pipeline_.synchronize();
     for (auto& target : targets_) target.cache->free_slot(target.slot);
 }
 
-Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Compute& compute,
+Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Pipeline& pipeline,
                                                              const Model& model,
                                                              std::span<const Token> prompt,
                                                              std::vector<DeviceTarget> targets,
                                                              const Options& options) {
     std::unique_ptr<DevicePrefill> prefill(
-        new DevicePrefill(compute, model, std::move(targets), options));
+        new DevicePrefill(pipeline, model, std::move(targets), options));
     if (auto allocated = prefill->allocate(prompt); !allocated) {
         return tl::unexpected(allocated.error());
     }
-    if (auto filled = prefill->fill_masks(); !filled) return tl::unexpected(filled.error());
+    for (std::size_t stage = 0; stage < pipeline.size(); ++stage) {
+        if (pipeline[stage].layers == 0) continue;
+        if (auto filled = prefill->fill_masks(stage); !filled) {
+            return tl::unexpected(filled.error());
+        }
+    }
     return prefill;
 }
 
@@ -62,83 +67,109 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
         }
         assert(target.method.plan().rows.size() == size(hyper.shape.layers * hyper.shape.kv_heads));
     }
-    const auto observations = static_cast<std::int64_t>(counts.size());
-    context_ = make_context(16 + 2 * observations);
-    host_context_ = make_context(1 + observations);
-    auto* c = context_.get();
-    ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
-    positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
-    hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, tokens_);
-    for (int side = 0; side < 2; ++side) {
-        keys_[side] =
-            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, padded_, hyper.shape.kv_heads);
-        values_[side] =
-            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, padded_, hyper.shape.kv_heads);
-    }
-    queries_ =
-        ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
-    chosen_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
-    for (const auto queries : counts) {
-        const auto mean = [&](ggml_context* context) {
-            return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
-        };
-        seen_.push_back({queries, ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, queries), mean(c),
-                         mean(host_context_.get())});
-    }
-    auto* backend = compute_.backend();
-    buffer_.reset(ggml_backend_alloc_ctx_tensors(c, backend));
-    auto* device = ggml_backend_get_device(backend);
-    if (!seen_.empty()) {
-        auto* pinned = ggml_backend_dev_host_buffer_type(device);
-        host_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(
-            host_context_.get(), pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type()));
-        observed_.reset(ggml_backend_event_new(device));
-    }
-    if (!buffer_ || (!seen_.empty() && !host_buffer_)) {
-        return failure(
-            "not enough memory to read {} tokens: {} MiB are needed for hidden states and two "
-            "layers' keys and values",
-            tokens_,
-            (ggml_nbytes(hidden_) + 2 * (ggml_nbytes(keys_[0]) + ggml_nbytes(values_[0]))) >> 20);
-    }
-    ggml_backend_buffer_clear(buffer_.get(), 0);  // padding must be numbers
     std::vector<std::int32_t> positions(prompt.size());
     std::iota(positions.begin(), positions.end(), 0);
-    ggml_backend_tensor_set(ids_, prompt.data(), 0, ggml_nbytes(ids_));
-    ggml_backend_tensor_set(positions_, positions.data(), 0, ggml_nbytes(positions_));
+    for (std::size_t stage = 0; stage < places_.size(); ++stage) {
+        if (auto done = allocate(stage, counts); !done) return done;
+        auto& place = places_[stage];
+        if (place.ids != nullptr) {
+            ggml_backend_tensor_set(place.ids, prompt.data(), 0, ggml_nbytes(place.ids));
+        }
+        if (place.positions != nullptr) {
+            ggml_backend_tensor_set(place.positions, positions.data(), 0,
+                                    ggml_nbytes(place.positions));
+        }
+    }
     return {};
 }
 
-// causal_[column, i] is 0 up to column padded_ + i and -inf behind. Seen from column
+Result<void> DevicePrefill::allocate(std::size_t stage,
+                                     std::span<const std::int64_t> observations) {
+    const auto& hyper = model_.hyper;
+    auto& place = places_[stage];
+    auto* backend = pipeline_.compute(stage).backend();
+    const bool layers = pipeline_[stage].layers > 0;
+    place.work = std::make_unique<WorkMemory>(backend);
+    if (!layers && stage > 0) return {};  // logits() brings what it works on
+    place.context = make_context(16 + 2 * std::ssize(observations));
+    place.host_context = make_context(1 + std::ssize(observations));
+    auto* c = place.context.get();
+    if (stage == 0) place.ids = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+    place.hidden = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding,
+                                      layers ? tokens_ : std::min(options_.chunk, tokens_));
+    auto bytes = ggml_nbytes(place.hidden);
+    if (layers) {
+        place.positions = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
+        const auto rows = [&](std::int64_t dim) {
+            auto* made = ggml_new_tensor_3d(c, GGML_TYPE_F16, dim, padded_, hyper.shape.kv_heads);
+            bytes += ggml_nbytes(made);
+            return made;
+        };
+        for (int side = 0; side < 2; ++side) {
+            place.keys[side] = rows(hyper.head_dim_k);
+            place.values[side] = rows(hyper.head_dim_v);
+        }
+        place.queries = ggml_new_tensor_2d(c, GGML_TYPE_F32,
+                                           hyper.head_dim_k * hyper.shape.query_heads, window_);
+        place.chosen = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
+        for (const auto queries : observations) {
+            const auto mean = [&](ggml_context* context) {
+                return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
+            };
+            place.seen.push_back({queries, ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, queries),
+                                  mean(c), mean(place.host_context.get())});
+        }
+    }
+    place.buffer.reset(ggml_backend_alloc_ctx_tensors(c, backend));
+    auto* device = ggml_backend_get_device(backend);
+    if (!place.seen.empty()) {
+        auto* pinned = ggml_backend_dev_host_buffer_type(device);
+        place.host_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(
+            place.host_context.get(), pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type()));
+        place.observed.reset(ggml_backend_event_new(device));
+    }
+    if (!place.buffer || (!place.seen.empty() && !place.host_buffer)) {
+        return failure(
+            "not enough memory on {} to read {} tokens: {} MiB are needed for hidden states and "
+            "two layers' keys and values",
+            ggml_backend_name(backend), tokens_, bytes >> 20);
+    }
+    ggml_backend_buffer_clear(place.buffer.get(), 0);  // padding must be numbers
+    return {};
+}
+
+// causal[column, i] is 0 up to column padded_ + i and -inf behind. Seen from column
 // padded_ - begin on, it is the causal mask of a chunk that begins at `begin`, whichever that is:
 // one mask for all layers and chunks. `begin` is a whole number of blocks, as kernels want it
 // aligned.
-Result<void> DevicePrefill::fill_masks() {
+Result<void> DevicePrefill::fill_masks(std::size_t stage) {
     const auto chunk = options_.chunk;
-    mask_context_ = make_context(1);
-    causal_ = ggml_new_tensor_2d(mask_context_.get(), GGML_TYPE_F16, padded_ + chunk, chunk);
-    mask_buffer_.reset(ggml_backend_alloc_ctx_tensors(mask_context_.get(), compute_.backend()));
-    if (!mask_buffer_) {
+    auto& place = places_[stage];
+    auto* backend = pipeline_.compute(stage).backend();
+    place.mask_context = make_context(1);
+    auto*& causal = place.causal;
+    causal = ggml_new_tensor_2d(place.mask_context.get(), GGML_TYPE_F16, padded_ + chunk, chunk);
+    place.mask_buffer.reset(ggml_backend_alloc_ctx_tensors(place.mask_context.get(), backend));
+    if (!place.mask_buffer) {
         return failure("not enough memory for chunks of {} tokens; use a smaller --chunk", chunk);
     }
-    ggml_backend_buffer_clear(mask_buffer_.get(), 0);
+    ggml_backend_buffer_clear(place.mask_buffer.get(), 0);
 
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     auto* triangle = ggml_new_tensor_2d(c, GGML_TYPE_F16, chunk, chunk);
-    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
+    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(c, backend));
     if (!buffer) return failure("not enough memory for chunks of {} tokens", chunk);
     std::vector<std::uint16_t> closed(size(chunk * chunk), 0);
     for (std::int64_t i = 0; i < chunk; ++i) {
         std::fill(closed.begin() + i * chunk + i + 1, closed.begin() + (i + 1) * chunk, 0xFC00);
     }
     ggml_backend_tensor_set(triangle, closed.data(), 0, ggml_nbytes(triangle));
-    auto* graph = new_graph(c);
-    auto* to =
-        ggml_view_2d(c, causal_, chunk, chunk, causal_->nb[1], size(padded_) * causal_->nb[0]);
+    auto* graph = new_graph(stage, c);
+    auto* to = ggml_view_2d(c, causal, chunk, chunk, causal->nb[1], size(padded_) * causal->nb[0]);
     ggml_build_forward_expand(graph, ggml_cpy(c, triangle, to));
-    if (auto done = run(graph); !done) return done;
-    for (const Seen& seen : seen_) {
+    if (auto done = run(stage, graph); !done) return done;
+    for (const Seen& seen : place.seen) {
         std::vector<float> mask(size(tokens_ * seen.queries), 0.0F);
         for (std::int64_t i = 0; i < seen.queries; ++i) {
             const auto first = tokens_ - seen.queries + i + 1;
@@ -147,26 +178,49 @@ Result<void> DevicePrefill::fill_masks() {
         }
         ggml_backend_tensor_set(seen.mask, mask.data(), 0, ggml_nbytes(seen.mask));
     }
-    ggml_backend_synchronize(compute_.backend());
+    ggml_backend_synchronize(backend);
     return {};
 }
 
 std::int64_t DevicePrefill::scratch_bytes() const {
-    return static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer_.get()) +
-                                     ggml_backend_buffer_get_size(mask_buffer_.get()) +
-                                     work_.bytes());
+    std::int64_t bytes = 0;
+    for (std::size_t stage = 0; stage < places_.size(); ++stage) bytes += scratch_bytes(stage);
+    return bytes;
 }
 
-ggml_cgraph* DevicePrefill::new_graph(ggml_context* context) const {
-    return compute_.new_graph(context, kMostNodes, compute_.key_of_passing_graphs());
-}
-
-Result<void> DevicePrefill::run(ggml_cgraph* graph) {
-    if (!work_.place(graph)) {
-        return failure("not enough memory for a chunk of {} tokens; use a smaller --chunk",
-                       options_.chunk);
+std::int64_t DevicePrefill::scratch_bytes(std::size_t stage) const {
+    const auto& place = places_[stage];
+    auto bytes = place.work->bytes();
+    for (const auto* buffer : {&place.buffer, &place.mask_buffer}) {
+        if (*buffer) bytes += ggml_backend_buffer_get_size(buffer->get());
     }
-    return compute_.start(graph);
+    return static_cast<std::int64_t>(bytes);
+}
+
+ggml_cgraph* DevicePrefill::new_graph(std::size_t stage, ggml_context* context) const {
+    const auto& compute = pipeline_.compute(stage);
+    return compute.new_graph(context, kMostNodes, compute.key_of_passing_graphs());
+}
+
+Result<void> DevicePrefill::run(std::size_t stage, ggml_cgraph* graph) {
+    const auto& compute = pipeline_.compute(stage);
+    if (!places_[stage].work->place(graph)) {
+        return failure("not enough memory on {} for a chunk of {} tokens; use a smaller --chunk",
+                       ggml_backend_name(compute.backend()), options_.chunk);
+    }
+    return compute.start(graph);
+}
+
+ggml_tensor* DevicePrefill::hidden(std::size_t stage, ggml_context* context, std::int64_t begin,
+                                   std::int64_t count) const {
+    // A stage that only embeds has room for a chunk.
+    return columns(context, places_[stage].hidden, pipeline_[stage].layers > 0 ? begin : 0, count);
+}
+
+void DevicePrefill::take_over(std::size_t stage, std::int64_t begin, std::int64_t count) {
+    const auto context = make_context(2);
+    pipeline_.hand_over(stage - 1, stage, hidden(stage - 1, context.get(), begin, count),
+                        hidden(stage, context.get(), begin, count));
 }
 
 Result<bool> DevicePrefill::step(std::int64_t most) {
@@ -179,12 +233,14 @@ Result<bool> DevicePrefill::step(std::int64_t most) {
     if (layer_ == 0) {
         if (auto done = embed(begin_, count); !done) return tl::unexpected(done.error());
     }
+    const auto stage = pipeline_.part_of(layer_);
+    if (stage > 0 && layer_ == pipeline_[stage].first) take_over(stage, begin_, count);
     if (auto done = run_chunk(begin_, count); !done) return tl::unexpected(done.error());
     // The device is busy now: select the rows of the layer before.
     if (pending_ >= 0) {
         if (auto done = compress(); !done) return tl::unexpected(done.error());
     }
-    if (most > 0) ggml_backend_synchronize(compute_.backend());
+    if (most > 0) ggml_backend_synchronize(pipeline_.compute(stage).backend());
     begin_ += count;
     if (begin_ < tokens_) return false;
     if (!targets_.empty()) {
@@ -195,7 +251,7 @@ Result<bool> DevicePrefill::step(std::int64_t most) {
     if (pending_ >= 0) {
         if (auto done = compress(); !done) return tl::unexpected(done.error());
     }
-    ggml_backend_synchronize(compute_.backend());
+    pipeline_.synchronize();
     return true;
 }
 
@@ -203,11 +259,10 @@ Result<void> DevicePrefill::embed(std::int64_t begin, std::int64_t count) {
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
-    auto* ids = ggml_view_1d(c, ids_, count, size(begin) * sizeof(std::int32_t));
-    auto* graph = new_graph(c);
-    ggml_build_forward_expand(graph,
-                              ggml_cpy(c, build.embed(ids), columns(c, hidden_, begin, count)));
-    return run(graph);
+    auto* ids = ggml_view_1d(c, places_[0].ids, count, size(begin) * sizeof(std::int32_t));
+    auto* graph = new_graph(0, c);
+    ggml_build_forward_expand(graph, ggml_cpy(c, build.embed(ids), hidden(0, c, begin, count)));
+    return run(0, graph);
 }
 
 Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
@@ -217,12 +272,14 @@ Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
     auto* c = context.get();
     const GraphBuilder build{c, hyper, model_.weights, nullptr};
     const auto& layer = model_.weights.layers[size(layer_)];
-    auto* graph = new_graph(c);
-    auto* keys = keys_[layer_ % 2];
-    auto* values = values_[layer_ % 2];
+    const auto stage = pipeline_.part_of(layer_);
+    auto& place = places_[stage];
+    auto* graph = new_graph(stage, c);
+    auto* keys = place.keys[layer_ % 2];
+    auto* values = place.values[layer_ % 2];
 
-    auto* x = columns(c, hidden_, begin, count);
-    auto* positions = ggml_view_1d(c, positions_, count, size(begin) * sizeof(std::int32_t));
+    auto* x = hidden(stage, c, begin, count);
+    auto* positions = ggml_view_1d(c, place.positions, count, size(begin) * sizeof(std::int32_t));
     const auto part = build.project(layer, x, positions);
     const auto store = [&](ggml_tensor* from, ggml_tensor* rows) {
         auto* to = ggml_view_3d(c, rows, rows->ne[0], count, rows->ne[2], rows->nb[1], rows->nb[2],
@@ -234,9 +291,10 @@ Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
 
     const auto window_begin = std::max(begin, tokens_ - window_);
     if (window_begin < end && !targets_.empty()) {
-        auto* flat = ggml_reshape_2d(c, part.q, queries_->ne[0], count);
+        auto* flat = ggml_reshape_2d(c, part.q, place.queries->ne[0], count);
         auto* from = columns(c, flat, window_begin - begin, end - window_begin);
-        auto* to = columns(c, queries_, window_begin - (tokens_ - window_), end - window_begin);
+        auto* to =
+            columns(c, place.queries, window_begin - (tokens_ - window_), end - window_begin);
         ggml_build_forward_expand(graph, ggml_cpy(c, from, to));
     }
     const bool last_layer = layer_ + 1 == hyper.shape.layers;
@@ -248,24 +306,27 @@ Result<void> DevicePrefill::run_chunk(std::int64_t begin, std::int64_t count) {
         auto* attended = ggml_flash_attn_ext(c, ggml_permute(c, part.q, 0, 2, 1, 3), rows(keys),
                                              rows(values), nullptr, shape_.scale, 0.0F, 0.0F);
         // Set by hand: ggml_flash_attn_ext wants a contiguous mask, the kernels any row stride.
-        attended->src[3] = ggml_view_2d(c, causal_, seen, count, causal_->nb[1],
-                                        size(padded_ - begin) * causal_->nb[0]);
+        attended->src[3] = ggml_view_2d(c, place.causal, seen, count, place.causal->nb[1],
+                                        size(padded_ - begin) * place.causal->nb[0]);
         ggml_flash_attn_ext_set_prec(attended, GGML_PREC_F32);
         auto* flat = ggml_reshape_2d(c, attended, shape_.dim_v * hyper.shape.query_heads, count);
         ggml_build_forward_expand(graph, build.finish_layer(layer, x, flat));
     }
-    return run(graph);
+    return run(stage, graph);
 }
 
 Result<void> DevicePrefill::observe() {
     pending_ = layer_;
     const auto& heads = model_.hyper.shape;
-    auto* keys = keys_[layer_ % 2];
-    for (const Seen& seen : seen_) {
+    const auto stage = pipeline_.part_of(layer_);
+    auto& place = places_[stage];
+    auto* backend = pipeline_.compute(stage).backend();
+    auto* keys = place.keys[layer_ % 2];
+    for (const Seen& seen : place.seen) {
         const auto context = make_context(kMostNodes);
         auto* c = context.get();
-        auto* graph = new_graph(c);
-        auto* window = columns(c, queries_, window_ - seen.queries, seen.queries);
+        auto* graph = new_graph(stage, c);
+        auto* window = columns(c, place.queries, window_ - seen.queries, seen.queries);
         auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, seen.queries);
         // [dim_k, queries of all query heads of a KV head, kv_heads]
         auto* queries = ggml_reshape_3d(c, ggml_cont(c, ggml_permute(c, split, 0, 2, 1, 3)),
@@ -282,26 +343,28 @@ Result<void> DevicePrefill::observe() {
         auto* mean = ggml_scale(c, ggml_reshape_2d(c, sums, tokens_, heads.query_heads),
                                 1.0F / static_cast<float>(seen.queries));
         ggml_build_forward_expand(graph, ggml_cpy(c, mean, seen.mean));
-        if (auto done = run(graph); !done) return done;
-        ggml_backend_tensor_get_async(compute_.backend(), seen.mean, seen.host->data, 0,
+        if (auto done = run(stage, graph); !done) return done;
+        ggml_backend_tensor_get_async(backend, seen.mean, seen.host->data, 0,
                                       ggml_nbytes(seen.mean));
     }
-    if (observed_) ggml_backend_event_record(observed_.get(), compute_.backend());
+    if (place.observed) ggml_backend_event_record(place.observed.get(), backend);
     return {};
 }
 
 Result<void> DevicePrefill::compress() {
-    if (!seen_.empty()) {
-        if (observed_) {
-            ggml_backend_event_synchronize(observed_.get());
+    const auto stage = pipeline_.part_of(pending_);
+    const auto& place = places_[stage];
+    if (!place.seen.empty()) {
+        if (place.observed) {
+            ggml_backend_event_synchronize(place.observed.get());
         } else {
-            ggml_backend_synchronize(compute_.backend());
+            ggml_backend_synchronize(pipeline_.compute(stage).backend());
         }
     }
     const auto start = now_ms();
     for (auto& target : targets_) {
         std::span<const float> observed;
-        for (const Seen& seen : seen_) {
+        for (const Seen& seen : place.seen) {
             if (seen.queries != target.method.needs().queries) continue;
             observed = {static_cast<const float*>(seen.host->data),
                         size(ggml_nelements(seen.host))};
@@ -325,7 +388,10 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
 
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
-    auto* graph = new_graph(c);
+    const auto stage = pipeline_.part_of(pending_);
+    const auto& place = places_[stage];
+    const auto& compute = pipeline_.compute(stage);
+    auto* graph = new_graph(stage, c);
     std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
     for (const auto& group : layer.groups) {
         const auto& about = cache.row_class(group.row_class);
@@ -345,35 +411,48 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
         const auto count = static_cast<std::int64_t>(places.size());
         chosen.insert(chosen.end(), places.begin(), places.end());
         const auto indices = [&](std::int64_t begin) {
-            return ggml_view_1d(c, chosen_, count, size(begin) * sizeof(std::int32_t));
+            return ggml_view_1d(c, place.chosen, count, size(begin) * sizeof(std::int32_t));
         };
         auto* rows_from = indices(first);
         auto* rows_to = indices(first + count);
         const auto move = [&](ggml_tensor* from, ggml_tensor* to) {
             auto* all = ggml_reshape_2d(c, from, from->ne[0], padded_ * from->ne[2]);
             auto* taken = ggml_get_rows(c, all, rows_from);
-            if (ggml_is_quantized(to->type)) taken = compute_.rotated(c, taken);
+            if (ggml_is_quantized(to->type)) taken = compute.rotated(c, taken);
             ggml_build_forward_expand(graph, ggml_set_rows(c, to, taken, rows_to));
         };
-        move(keys_[pending_ % 2], layer.keys);
-        move(values_[pending_ % 2], layer.values);
+        move(place.keys[pending_ % 2], layer.keys);
+        move(place.values[pending_ % 2], layer.values);
         cache.set_counts(group.row_class, target.slot, counts);
     }
-    ggml_backend_tensor_set_async(compute_.backend(), chosen_, chosen.data(), 0,
+    ggml_backend_tensor_set_async(compute.backend(), place.chosen, chosen.data(), 0,
                                   chosen.size() * sizeof(std::int32_t));
-    return run(graph);
+    return run(stage, graph);
 }
 
 Result<std::vector<float>> DevicePrefill::logits(std::int64_t first, std::int64_t count) {
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
-    auto* node = build.logits(columns(c, hidden_, first, count));
-    auto* graph = new_graph(c);
+    const auto stage = pipeline_.size() - 1;
+    auto* backend = pipeline_.compute(stage).backend();
+    const auto own_context = make_context(1);
+    ggml_backend_buffer_ptr own;  // of a stage that only makes the logits
+    ggml_tensor* x = nullptr;
+    if (pipeline_[stage].layers > 0) {
+        x = hidden(stage, c, first, count);
+    } else {
+        x = ggml_new_tensor_2d(own_context.get(), GGML_TYPE_F32, model_.hyper.embedding, count);
+        own.reset(ggml_backend_alloc_ctx_tensors(own_context.get(), backend));
+        if (!own) return failure("not enough memory for the logits of {} tokens", count);
+        pipeline_.hand_over(stage - 1, stage, hidden(stage - 1, c, first, count), x);
+    }
+    auto* node = build.logits(x);
+    auto* graph = new_graph(stage, c);
     ggml_build_forward_expand(graph, node);
-    if (auto done = run(graph); !done) return tl::unexpected(done.error());
+    if (auto done = run(stage, graph); !done) return tl::unexpected(done.error());
     std::vector<float> result(size(ggml_nelements(node)));
-    ggml_backend_synchronize(compute_.backend());
+    ggml_backend_synchronize(backend);
     ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
     return result;
 }

@@ -1,5 +1,7 @@
 // Reads a prompt layer by layer with ggml's own operations alone, for devices that run no kernels
-// of ours. While the device computes a layer, the host selects the rows of the one before.
+// of ours. While the device computes a layer, the host selects the rows of the one before. Each
+// stage of a model computes its layers on its own device; the hidden states of all tokens go to it
+// once.
 #pragma once
 
 #include <map>
@@ -10,6 +12,7 @@
 #include "engine/compute.h"
 #include "engine/device_cache.h"
 #include "engine/graph.h"
+#include "engine/pipeline.h"
 #include "headkv/engine.h"
 
 namespace headkv {
@@ -29,7 +32,8 @@ public:
         bool all_tokens = false;    // the last layer computes every token, for log_probabilities
     };
     // Error (failure): out of memory (names the bytes).
-    static Result<std::unique_ptr<DevicePrefill>> create(const Compute& compute, const Model& model,
+    static Result<std::unique_ptr<DevicePrefill>> create(const Pipeline& pipeline,
+                                                         const Model& model,
                                                          std::span<const Token> prompt,
                                                          std::vector<DeviceTarget> targets,
                                                          const Options& options);
@@ -45,16 +49,22 @@ public:
     // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
     Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
     std::vector<DeviceTarget>& targets() { return targets_; }
-    double compress_ms() const { return compress_ms_; }  // of the host
-    std::int64_t scratch_bytes() const;
+    double compress_ms() const { return compress_ms_; }   // of the host
+    std::int64_t scratch_bytes() const;                   // on all devices
+    std::int64_t scratch_bytes(std::size_t stage) const;  // on one
 
 private:
-    DevicePrefill(const Compute& compute, const Model& model, std::vector<DeviceTarget> targets,
+    DevicePrefill(const Pipeline& pipeline, const Model& model, std::vector<DeviceTarget> targets,
                   const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
-    Result<void> fill_masks();
-    ggml_cgraph* new_graph(ggml_context* context) const;
-    Result<void> run(ggml_cgraph* graph);
+    Result<void> allocate(std::size_t stage, std::span<const std::int64_t> observations);
+    Result<void> fill_masks(std::size_t stage);
+    ggml_cgraph* new_graph(std::size_t stage, ggml_context* context) const;
+    Result<void> run(std::size_t stage, ggml_cgraph* graph);
+    // Hidden states of a chunk, from the stage before.
+    void take_over(std::size_t stage, std::int64_t begin, std::int64_t count);
+    ggml_tensor* hidden(std::size_t stage, ggml_context* context, std::int64_t begin,
+                        std::int64_t count) const;
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(std::int64_t begin, std::int64_t count);
     Result<void> observe();   // queues the observation of layer_
@@ -68,7 +78,25 @@ private:
         ggml_tensor* host = nullptr;  // the same in memory that the device writes to by itself
     };
 
-    const Compute& compute_;
+    // What of it lies on a stage's device. Null: what a stage without layers does not need.
+    struct Place {
+        ggml_context_ptr context, host_context, mask_context;
+        ggml_backend_buffer_ptr buffer, host_buffer, mask_buffer;
+        ggml_tensor* ids = nullptr;        // i32 [tokens], on the first stage
+        ggml_tensor* positions = nullptr;  // i32 [tokens]
+        // f32 [embedding, tokens]; of a first stage without layers [embedding, chunk]
+        ggml_tensor* hidden = nullptr;
+        ggml_tensor* keys[2] = {};       // f16 [dim_k, padded, kv_heads], of layer % 2
+        ggml_tensor* values[2] = {};     // f16 [dim_v, padded, kv_heads]
+        ggml_tensor* queries = nullptr;  // f32 [dim_k * query_heads, window]
+        ggml_tensor* chosen = nullptr;   // i32 [2 * kv_heads * padded], see compact
+        ggml_tensor* causal = nullptr;   // f16 [padded + chunk, chunk], see fill_masks
+        std::vector<Seen> seen;
+        ggml_backend_event_ptr observed;   // null where the device has none
+        std::unique_ptr<WorkMemory> work;  // of the graphs
+    };
+
+    const Pipeline& pipeline_;
     const Model::Impl& model_;
     std::vector<DeviceTarget> targets_;
     Options options_;
@@ -77,20 +105,7 @@ private:
     std::int64_t layer_ = 0, begin_ = 0;
     std::int64_t pending_ = -1;  // layer whose rows wait to be selected
     double compress_ms_ = 0;
-
-    ggml_context_ptr context_, host_context_, mask_context_;
-    ggml_backend_buffer_ptr buffer_, host_buffer_, mask_buffer_;
-    ggml_tensor* ids_ = nullptr;        // i32 [tokens]
-    ggml_tensor* positions_ = nullptr;  // i32 [tokens]
-    ggml_tensor* hidden_ = nullptr;     // f32 [embedding, tokens]
-    ggml_tensor* keys_[2] = {};         // f16 [dim_k, padded, kv_heads], of layer_ % 2
-    ggml_tensor* values_[2] = {};       // f16 [dim_v, padded, kv_heads]
-    ggml_tensor* queries_ = nullptr;    // f32 [dim_k * query_heads, window]
-    ggml_tensor* chosen_ = nullptr;     // i32 [2 * kv_heads * padded], see compact
-    ggml_tensor* causal_ = nullptr;     // f16 [padded + chunk, chunk], see fill_masks
-    std::vector<Seen> seen_;
-    ggml_backend_event_ptr observed_;  // null where the device has none
-    WorkMemory work_;                  // of the graphs
+    std::vector<Place> places_;  // [stages]
 };
 
 }  // namespace headkv

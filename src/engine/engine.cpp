@@ -12,6 +12,7 @@
 
 #include "engine/capacity.h"
 #include "engine/device_engine.h"
+#include "engine/pipeline.h"
 #include "engine/prefill.h"
 #include "engine/recall.h"
 #include "engine/reconstruction.h"
@@ -77,7 +78,7 @@ constexpr std::int64_t kNodesPerLayer = 48;
 // What a device has for weights, caches and work; 0 where nothing limits them. Asked once: what
 // ggml keeps for itself later is used again.
 std::int64_t bytes_for_engine(const Model& model, const EngineOptions& options) {
-    auto* device = model.impl().device;
+    auto* device = model.impl().stages[0].device;
     std::size_t free = 0, total = 0;
     if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU) {
         ggml_backend_dev_memory(device, &free, &total);
@@ -93,7 +94,7 @@ std::int64_t bytes_for_engine(const Model& model, const EngineOptions& options) 
 struct Engine::Impl {
     std::shared_ptr<const Model> model;
     EngineOptions options;
-    std::unique_ptr<Compute> compute;
+    Pipeline pipeline;
     std::unique_ptr<DeviceEngine> device;  // null: this CPU's own kernels, and what follows
     std::int64_t device_bytes = 0;         // of a device's memory, weights included; 0: not limited
     AttentionShape shape;
@@ -147,8 +148,8 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> model,
                                                const EngineOptions& options) {
     if (options.chunk < 1) return bad_input("a chunk of {} tokens: give 1 or more", options.chunk);
-    auto compute = Compute::create(*model);
-    if (!compute) return tl::unexpected(compute.error());
+    auto pipeline = Pipeline::create(*model);
+    if (!pipeline) return tl::unexpected(pipeline.error());
     auto impl = std::make_unique<Impl>();
     const auto& hyper = model->impl().hyper;
     impl->shape = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
@@ -157,9 +158,10 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     impl->step_recall = StepRecall(impl->shape);
     impl->model = std::move(model);
     impl->options = options;
-    impl->compute = std::move(*compute);
-    if (impl->model->info().device != "cpu" || options.stock_operations) {
-        impl->device = std::make_unique<DeviceEngine>(*impl->compute, impl->model, options);
+    impl->pipeline = std::move(*pipeline);
+    if (impl->model->info().device != "cpu" || impl->pipeline.size() > 1 ||
+        options.stock_operations) {
+        impl->device = std::make_unique<DeviceEngine>(impl->pipeline, impl->model, options);
         impl->device_bytes = bytes_for_engine(*impl->model, options);
     }
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
@@ -168,7 +170,35 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
 const Model& Engine::model() const { return *impl_->model; }
 
 std::int64_t Engine::device_peak_bytes() const {
-    return impl_->device ? impl_->device->peak_bytes() : 0;
+    std::int64_t own = 0, all = 0;
+    for (const Placement& place : placement(-1)) {
+        all += place.peak_bytes;
+        if (place.device != "cpu") own += place.peak_bytes;
+    }
+    return own > 0 ? own : all;
+}
+
+std::vector<Placement> Engine::placement(SequenceId sequence) const {
+    const auto& stages = model().info().stages;
+    const bool holds = impl_->holds(sequence);
+    std::vector<Placement> result;
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < stages.size(); ++i) {
+        const Stage& stage = stages[i];
+        auto& place = result.emplace_back();
+        place.device = stage.device;
+        place.first_layer = first;
+        place.layers = stage.layers;
+        place.weight_bytes = stage.weight_bytes;
+        if (impl_->device) {
+            if (holds) place.kv_bytes = impl_->device->plan_bytes(sequence, i);
+            place.peak_bytes = impl_->device->peak_bytes(i);
+        } else if (holds) {
+            place.kv_bytes = info(sequence).plan_bytes;
+        }
+        first += stage.layers;
+    }
+    return result;
 }
 
 void Engine::reset_device_peak() {
@@ -312,7 +342,8 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         if (!pieces) return tl::unexpected(pieces.error());
         chosen.repeats = std::move(*pieces);
     }
-    auto prefill = Prefill::create(*self.compute, *self.model, prompt, std::move(targets), chosen);
+    auto prefill =
+        Prefill::create(self.pipeline.compute(0), *self.model, prompt, std::move(targets), chosen);
     if (!prefill) return tl::unexpected(prefill.error());
     return PrefillJob(std::make_unique<PrefillJob::Impl>(
         PrefillJob::Impl{&self, std::move(*prefill), nullptr, now_ms() - start}));
@@ -397,8 +428,8 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
     auto& self = *impl_;
     if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
     if (self.device) return self.device->log_probabilities(text, progress);
-    auto prefill =
-        Prefill::create(*self.compute, *self.model, text, {}, self.prefill_options(true));
+    auto prefill = Prefill::create(self.pipeline.compute(0), *self.model, text, {},
+                                   self.prefill_options(true));
     if (!prefill) return tl::unexpected(prefill.error());
     return text_log_probabilities(**prefill, text, self.weights().hyper.shape.layers,
                                   self.model->info().vocabulary, progress);
@@ -426,7 +457,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     step.positions = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, tokens);
     if (outputs > 0 && outputs < tokens)
         step.rows = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, outputs);
-    step.inputs_buffer.reset(ggml_backend_alloc_ctx_tensors(inputs, compute->backend()));
+    step.inputs_buffer.reset(ggml_backend_alloc_ctx_tensors(inputs, pipeline.compute(0).backend()));
 
     const auto nodes = kNodesPerLayer * (hyper.shape.layers + 1);
     step.context = make_context(nodes);
@@ -445,7 +476,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     if (outputs > 0) x = step.logits = build.logits(x);
     ggml_build_forward_expand(step.graph, x);
     step.allocator.reset(
-        ggml_gallocr_new(ggml_backend_get_default_buffer_type(compute->backend())));
+        ggml_gallocr_new(ggml_backend_get_default_buffer_type(pipeline.compute(0).backend())));
     if (!step.inputs_buffer || !ggml_gallocr_alloc_graph(step.allocator.get(), step.graph)) {
         return failure("not enough memory to decode {} tokens at once", tokens);
     }
@@ -598,7 +629,7 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
     step_recall.prepare(std::move(selections));
     attention.prepare(slots, shape.heads.layers);
     step.products.restart();
-    if (auto done = compute->run(step.graph); !done) return done;
+    if (auto done = pipeline.compute(0).run(step.graph); !done) return done;
     for (std::size_t i = 0, slot = 0; i < items.size(); i += size(slots[slot++].count)) {
         auto& sequence = *items[i].sequence;
         const auto count = slots[slot].count;
@@ -738,7 +769,7 @@ Result<std::vector<float>> Engine::Impl::recall(SequenceId id, std::span<const T
         method_of_turn(state.method, shape.heads, total, state.cache.shape().row_bytes());
     if (!method) return tl::unexpected(method.error());
     if (method->runs_as_full()) return std::vector<float>();
-    auto result = recall_turn(*compute, *model, *method, state, sequence.tokens, turn);
+    auto result = recall_turn(pipeline.compute(0), *model, *method, state, sequence.tokens, turn);
     if (!result) return result;
     sequence.tokens = total;
     sequence.kept = rows_held(state.cache);

@@ -56,7 +56,8 @@ Result<void> FutureQueries::prepare(const Hyper& hyper, const Weights& weights, 
                                      compute_units, 1, nullptr);
         auto* positions = ggml_custom_4d(c, GGML_TYPE_I32, kTurnedAtOnce, 1, 1, 1, nullptr, 0,
                                          compute_positions, 1, &first);
-        auto* turned = GraphBuilder{c, hyper, weights}.rotate(units, positions);
+        auto* turned =
+            GraphBuilder{c, hyper, weights}.rotate(weights.layers.at(0), units, positions);
         auto* graph = ggml_new_graph_custom(c, size(kNodes), false);
         ggml_build_forward_expand(graph, turned);
         if (auto done = run(graph); !done) return done;

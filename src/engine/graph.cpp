@@ -44,14 +44,15 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
     auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
     if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
     if (layer.k_norm != nullptr) k = norm(k, layer.k_norm);
-    return {rotate(q, positions), rotate(k, positions), v, q};
+    return {rotate(layer, q, positions), rotate(layer, k, positions), v, q};
 }
 
-ggml_tensor* GraphBuilder::rotate(ggml_tensor* x, ggml_tensor* positions) const {
+ggml_tensor* GraphBuilder::rotate(const LayerWeights& layer, ggml_tensor* x,
+                                  ggml_tensor* positions) const {
     const auto& rope = hyper.rope;
     const auto mode =
         hyper.traits->rope == RopeKind::halves ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
-    return ggml_rope_ext(context, x, positions, weights.rope_factors,
+    return ggml_rope_ext(context, x, positions, layer.rope_factors,
                          static_cast<int>(rope.dimensions), mode,
                          static_cast<int>(rope.original_context), rope.base, rope.frequency_scale,
                          rope.yarn_mix, rope.attention_factor, rope.beta_fast, rope.beta_slow);

@@ -34,8 +34,8 @@ struct GraphBuilder {
     // x [embedding, tokens]: hidden states before the layer; positions i32 [tokens].
     Projections project(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;
 
-    // RoPE. x [head_dim_k, heads, tokens], positions i32 [tokens].
-    ggml_tensor* rotate(ggml_tensor* x, ggml_tensor* positions) const;
+    // RoPE of a layer. x [head_dim_k, heads, tokens], positions i32 [tokens].
+    ggml_tensor* rotate(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;
 
     // Output projection, feed-forward and both residuals, added into x in place.
     // attention [query_heads * head_dim_v, tokens].

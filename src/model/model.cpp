@@ -4,8 +4,11 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
+#include <deque>
 #include <map>
 #include <new>
+#include <span>
 
 #include "model/cores.h"
 #include "model/model_impl.h"
@@ -49,18 +52,30 @@ bool supports_product(ggml_backend_dev_t device, ggml_backend_buffer_type_t buff
     return ggml_backend_dev_supports_op(device, product);
 }
 
-// Places weights: matrices in the first extra buffer type of the device that supports their
-// product, everything else as it lies in the mapped file (CPU) or in the device's own memory.
+// Whether the device takes single rows of a matrix of this type.
+bool supports_rows(ggml_backend_dev_t device, ggml_type type, std::int64_t in, std::int64_t out) {
+    ggml_init_params params{4 * ggml_tensor_overhead(), nullptr, true};
+    const ggml_context_ptr context(ggml_init(params));
+    if (!context) return false;
+    ggml_tensor* matrix = ggml_new_tensor_2d(context.get(), type, in, out);
+    ggml_tensor* rows = ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, 1);
+    return ggml_backend_dev_supports_op(device, ggml_get_rows(context.get(), matrix, rows));
+}
+
+// Places the weights of one stage: matrices in the first extra buffer type of the device that
+// supports their product, everything else as it lies in the mapped file (CPU) or in the device's
+// own memory.
 class Loader {
 public:
-    Loader(Model::Impl& model, bool extra_buffers) : model_(model), file_(*model.file) {
-        default_type_ = ggml_backend_dev_buffer_type(model.device);
+    Loader(const GgufFile& file, StageWeights& stage, bool extra_buffers)
+        : stage_(stage), file_(file) {
+        default_type_ = ggml_backend_dev_buffer_type(stage.device);
         if (!extra_buffers) return;
-        const auto registry = ggml_backend_dev_backend_reg(model.device);
+        const auto registry = ggml_backend_dev_backend_reg(stage.device);
         const auto get_extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
             ggml_backend_reg_get_proc_address(registry, "ggml_backend_dev_get_extra_bufts"));
         if (get_extra == nullptr) return;
-        for (auto* type = get_extra(model.device); type != nullptr && *type != nullptr; ++type) {
+        for (auto* type = get_extra(stage.device); type != nullptr && *type != nullptr; ++type) {
             extra_types_.push_back(*type);
         }
     }
@@ -70,10 +85,10 @@ public:
                   bool gathered = false) {
         const auto* found = find(name, presence, {in, out, 1, 1});
         if (found == nullptr) return {};
-        if (!supports_product(model_.device, default_type_, found->type, in, out)) {
+        if (!supports_product(stage_.device, default_type_, found->type, in, out)) {
             complain(fmt::format("{}: tensor {} has type {}, which {} cannot multiply",
                                  file_.name(), name, ggml_type_name(found->type),
-                                 ggml_backend_dev_name(model_.device)));
+                                 ggml_backend_dev_name(stage_.device)));
             return {};
         }
         auto* type = gathered ? default_type_ : best_type(found);
@@ -151,7 +166,7 @@ private:
     // The first extra buffer type that supports products with the file's matrix.
     ggml_backend_buffer_type_t best_type(const ggml_tensor* found) const {
         const auto best = std::find_if(extra_types_.begin(), extra_types_.end(), [&](auto* extra) {
-            return supports_product(model_.device, extra, found->type, found->ne[0], found->ne[1]);
+            return supports_product(stage_.device, extra, found->type, found->ne[0], found->ne[1]);
         });
         return best == extra_types_.end() ? default_type_ : *best;
     }
@@ -161,8 +176,8 @@ private:
         if (pending.context == nullptr) {
             const auto most = static_cast<std::size_t>(gguf_get_n_tensors(file_.meta()));
             ggml_init_params params{(most + 1) * ggml_tensor_overhead(), nullptr, true};
-            model_.contexts.emplace_back(ggml_init(params));
-            pending.context = model_.contexts.back().get();
+            stage_.contexts.emplace_back(ggml_init(params));
+            pending.context = stage_.contexts.back().get();
         }
         ggml_tensor* tensor = ggml_dup_tensor(pending.context, found);
         ggml_set_name(tensor, ggml_get_name(found));
@@ -179,22 +194,24 @@ private:
         const auto bytes = file_.map().bytes();
         // ggml takes a plain pointer; the mapping is read-only and weights are never written.
         auto* base = const_cast<std::byte*>(bytes.data());  // NOLINT
-        model_.buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(base, bytes.size()));
+        stage_.buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(base, bytes.size()));
         for (auto& [tensor, found] : pending.tensors) {
             auto* data = const_cast<std::byte*>(file_.tensor_bytes(found).data());  // NOLINT
-            ggml_backend_tensor_alloc(model_.buffers.back().get(), tensor, data);
+            ggml_backend_tensor_alloc(stage_.buffers.back().get(), tensor, data);
+            stage_.bytes += static_cast<std::int64_t>(ggml_nbytes(found));
         }
     }
 
     Result<void> copy(ggml_backend_buffer_type_t type, Pending& pending) {
-        model_.buffers.emplace_back(
+        stage_.buffers.emplace_back(
             ggml_backend_alloc_ctx_tensors_from_buft(pending.context, type));
-        if (!model_.buffers.back()) {
+        auto* buffer = stage_.buffers.back().get();
+        if (buffer == nullptr) {
             return failure("{}: not enough memory for the weights ({})", file_.name(),
                            ggml_backend_buft_name(type));
         }
-        ggml_backend_buffer_set_usage(model_.buffers.back().get(),
-                                      GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        stage_.bytes += static_cast<std::int64_t>(ggml_backend_buffer_get_size(buffer));
         for (auto& [tensor, found] : pending.tensors) {
             ggml_backend_tensor_set(tensor, file_.tensor_bytes(found).data(), 0,
                                     ggml_nbytes(found));
@@ -206,7 +223,7 @@ private:
         if (complaint_.empty()) complaint_ = std::move(message);
     }
 
-    Model::Impl& model_;
+    StageWeights& stage_;
     const GgufFile& file_;
     ggml_backend_buffer_type_t default_type_ = nullptr;
     std::vector<ggml_backend_buffer_type_t> extra_types_;
@@ -246,23 +263,53 @@ LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) 
 }
 
 Result<void> load_weights(Model::Impl& model, bool extra_buffers) {
-    Loader loader(model, extra_buffers);
     const auto& hyper = model.hyper;
     auto& weights = model.weights;
-    weights.token_embedding = loader.matrix("token_embd.weight", hyper.embedding, hyper.vocabulary,
-                                            Presence::required, true);
-    weights.output_norm = loader.vector("output_norm.weight", hyper.embedding, Presence::required);
-    weights.output =
-        loader.matrix("output.weight", hyper.embedding, hyper.vocabulary, Presence::optional);
-    if (!weights.output && weights.token_embedding) {
-        weights.output = loader.for_products(weights.token_embedding);
+    std::deque<Loader> loaders;
+    for (StageWeights& stage : model.stages) {
+        auto& loader = loaders.emplace_back(*model.file, stage, extra_buffers);
+        if (&stage == &model.stages.front()) {
+            weights.token_embedding = loader.matrix("token_embd.weight", hyper.embedding,
+                                                    hyper.vocabulary, Presence::required, true);
+        }
+        if (&stage == &model.stages.back()) {
+            weights.output_norm =
+                loader.vector("output_norm.weight", hyper.embedding, Presence::required);
+            weights.output = loader.matrix("output.weight", hyper.embedding, hyper.vocabulary,
+                                           Presence::optional);
+            if (!weights.output && model.stages.size() > 1) {  // the embedding lies elsewhere
+                weights.output = loader.matrix("token_embd.weight", hyper.embedding,
+                                               hyper.vocabulary, Presence::required);
+            } else if (!weights.output && weights.token_embedding) {
+                weights.output = loader.for_products(weights.token_embedding);
+            }
+        }
+        if (stage.layers == 0) continue;
+        auto* factors =
+            loader.vector("rope_freqs.weight", hyper.rope.dimensions / 2, Presence::optional);
+        for (auto layer = stage.first; layer < stage.first + stage.layers; ++layer) {
+            weights.layers.push_back(load_layer(loader, hyper, layer));
+            weights.layers.back().rope_factors = factors;
+        }
     }
-    weights.rope_factors =
-        loader.vector("rope_freqs.weight", hyper.rope.dimensions / 2, Presence::optional);
-    for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
-        weights.layers.push_back(load_layer(loader, hyper, layer));
+    for (Loader& loader : loaders) {
+        if (auto done = loader.finish(); !done) return done;
     }
-    return loader.finish();
+    return {};
+}
+
+std::string name_of(ggml_backend_dev_t device) {
+    std::string name = ggml_backend_dev_name(device);
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+    return name;
+}
+
+DeviceMemory memory_of(ggml_backend_dev_t device) {
+    std::size_t free = 0, total = 0;
+    ggml_backend_dev_memory(device, &free, &total);
+    return {name_of(device), ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU,
+            static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
 }
 
 Result<ggml_backend_dev_t> find_device(const std::string& name) {
@@ -273,21 +320,64 @@ Result<ggml_backend_dev_t> find_device(const std::string& name) {
     }
     if (name == "cuda") {
         auto* device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
-        if (device == nullptr) {
+        if (device != nullptr) return device;
+        if (ggml_backend_reg_by_name("CUDA") != nullptr) {
             return bad_input(
-                "--device cuda: no GPU was found, or this ggml was built without CUDA; use "
-                "--device cpu");
+                "--device cuda: no GPU was found, or its driver is too old for this ggml's CUDA "
+                "(nvidia-smi tells both); use --device cpu");
         }
-        return device;
+        return bad_input("--device cuda: this ggml was built without CUDA; use --device cpu");
     }
-    return bad_input("--device {}: unknown (auto, cpu, cuda)", name);
+    std::string known = "auto, cpu, cuda";
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        auto* device = ggml_backend_dev_get(i);
+        if (name_of(device) == name) return device;
+        if (name_of(device) != "cpu") known += ", " + name_of(device);
+    }
+    return bad_input("--device {}: unknown (here are {})", name, known);
 }
 
-std::string name_of(ggml_backend_dev_t device) {
-    std::string name = ggml_backend_dev_name(device);
-    std::transform(name.begin(), name.end(), name.begin(),
-                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
-    return name;
+// The stages that are asked for, or one of all layers.
+Result<std::vector<StageWeights>> find_stages(const LoadOptions& options, std::int64_t layers) {
+    auto asked = options.stages;
+    if (asked.empty()) asked.push_back({options.device, layers});
+    std::vector<StageWeights> stages;
+    std::int64_t first = 0;
+    for (const Stage& stage : asked) {
+        auto device = find_device(stage.device);
+        if (!device) return tl::unexpected(device.error());
+        const bool inner = &stage != &asked.front() && &stage != &asked.back();
+        if (stage.layers < (inner ? 1 : 0)) {
+            return bad_input("{} layers on {}: give 1 or more", stage.layers, stage.device);
+        }
+        stages.push_back({*device, first, stage.layers, 0, {}, {}});
+        first += stage.layers;
+    }
+    if (first == layers) return stages;
+    return bad_input("the stages have {} layers, the model {}", first, layers);
+}
+
+// What a device cannot do for the embedding, the CPU does, in a stage of its own.
+void embed_where_supported(std::vector<StageWeights>& stages, const GgufFile& file) {
+    const auto* found = file.tensor("token_embd.weight");
+    auto* cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (found == nullptr || cpu == nullptr ||
+        supports_rows(stages[0].device, found->type, found->ne[0], found->ne[1])) {
+        return;
+    }
+    StageWeights front;
+    front.device = cpu;
+    stages.insert(stages.begin(), std::move(front));
+}
+
+// The N of "blk.N.", or -1.
+std::int64_t layer_of(std::string_view name) {
+    constexpr std::string_view prefix = "blk.";
+    if (!name.starts_with(prefix)) return -1;
+    name.remove_prefix(prefix.size());
+    std::int64_t layer = -1;
+    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
+    return error == std::errc() && end != name.data() + name.size() && *end == '.' ? layer : -1;
 }
 
 // All that a header says.
@@ -306,29 +396,45 @@ ModelInfo info_of(const GgufFile& file, const Hyper& hyper, const std::filesyste
     info.row_bytes = (hyper.head_dim_k + hyper.head_dim_v) * 2;
     info.fingerprint = fingerprint(file, hyper);
     const bool tied = file.tensor("output.weight") == nullptr;
+    info.layer_bytes.assign(static_cast<std::size_t>(hyper.shape.layers), 0);
     for (std::int64_t i = 0; i < gguf_get_n_tensors(file.meta()); ++i) {
         const std::string_view name = gguf_get_tensor_name(file.meta(), i);
         const auto* tensor = file.tensor(std::string(name));
         if (tensor == nullptr) continue;
         const auto bytes = static_cast<std::int64_t>(ggml_nbytes(tensor));
         info.weight_bytes += bytes;
+        if (name == "token_embd.weight") info.embedding_bytes = bytes;
+        if (name == "output.weight" || name == "output_norm.weight") info.output_bytes += bytes;
+        // Elsewhere the name is checked: here another number is no layer's.
+        if (const auto layer = layer_of(name); layer >= 0 && layer < hyper.shape.layers) {
+            info.layer_bytes[static_cast<std::size_t>(layer)] += bytes;
+        }
         if (name == "token_embd.weight" && !tied) continue;
         info.step_bytes += bytes;
         if (tensor->ne[1] > 1) info.step_weights += ggml_nelements(tensor);
     }
+    if (tied) info.output_bytes += info.embedding_bytes;
     return info;
+}
+
+void describe_stages(ModelInfo& info, std::span<const StageWeights> stages) {
+    for (const StageWeights& stage : stages) {
+        const auto name = name_of(stage.device);
+        const bool known =
+            std::ranges::find(info.stages, name, &Stage::device) != info.stages.end();
+        if (!known) info.device += (info.device.empty() ? "" : "+") + name;
+        info.stages.push_back({name, stage.layers, stage.bytes});
+    }
 }
 
 Result<std::shared_ptr<const Model>> load_checked(
     const std::filesystem::path& path, const LoadOptions& options,
     std::unique_ptr<Model::Impl> model,
     std::shared_ptr<const Model> (*wrap)(std::unique_ptr<Model::Impl>)) {
-    auto device = find_device(options.device);
-    if (!device) return tl::unexpected(device.error());
+    if (auto device = find_device(options.device); !device) return tl::unexpected(device.error());
     if (options.threads < 0 || options.threads > 4096) {
         return bad_input("{} threads: give 1 to 4096, or 0 for one per core", options.threads);
     }
-    model->device = *device;
     auto file = GgufFile::open(path);
     if (!file) return tl::unexpected(file.error());
     model->file = std::make_unique<GgufFile>(std::move(*file));
@@ -348,11 +454,15 @@ Result<std::shared_ptr<const Model>> load_checked(
 
     auto& info = model->info;
     info = info_of(*model->file, *hyper, path);
-    info.device = name_of(model->device);
     info.threads = options.threads > 0 ? options.threads : usable_cores();
+    auto stages = find_stages(options, hyper->shape.layers);
+    if (!stages) return tl::unexpected(stages.error());
+    model->stages = std::move(*stages);
+    embed_where_supported(model->stages, *model->file);
     if (auto loaded = load_weights(*model, options.extra_buffers); !loaded) {
         return tl::unexpected(loaded.error());
     }
+    describe_stages(info, model->stages);
     return wrap(std::move(model));
 }
 
@@ -375,11 +485,16 @@ Result<ModelInfo> read_model_info(const std::filesystem::path& path) {
 Result<DeviceMemory> device_memory(const std::string& name) {
     const auto device = find_device(name);
     if (!device) return tl::unexpected(device.error());
-    std::size_t free = 0, total = 0;
-    ggml_backend_dev_memory(*device, &free, &total);
-    return DeviceMemory{name_of(*device),
-                        ggml_backend_dev_type(*device) == GGML_BACKEND_DEVICE_TYPE_GPU,
-                        static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
+    return memory_of(*device);
+}
+
+std::vector<DeviceMemory> gpus() {
+    std::vector<DeviceMemory> result;
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        auto memory = memory_of(ggml_backend_dev_get(i));
+        if (memory.own) result.push_back(std::move(memory));
+    }
+    return result;
 }
 
 Result<std::shared_ptr<const Model>> Model::load(const std::filesystem::path& file,

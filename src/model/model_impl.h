@@ -25,7 +25,7 @@ struct Matrix {
     explicit operator bool() const { return tensor != nullptr; }
 };
 
-// Vectors are f32. Absent parts are null.
+// Vectors are f32. Absent parts are null. All parts of a layer lie on its stage's device.
 struct LayerWeights {
     ggml_tensor* attention_norm = nullptr;  // [embedding]
     Matrix wq, wk, wv, wo;                  // [embedding, heads * head_dim] ... and back
@@ -33,14 +33,23 @@ struct LayerWeights {
     ggml_tensor *q_norm = nullptr, *k_norm = nullptr;  // [head_dim_k]
     ggml_tensor* ffn_norm = nullptr;                   // [embedding]
     Matrix gate, up, down;                             // [embedding, feed_forward] twice, and back
+    ggml_tensor* rope_factors = nullptr;  // [rope dimensions / 2], Llama 3.1+; one a stage
 };
 
 struct Weights {
-    Matrix token_embedding;               // [embedding, vocabulary]
-    ggml_tensor* output_norm = nullptr;   // [embedding]
-    Matrix output;                        // [embedding, vocabulary]; tied: the embedding
-    ggml_tensor* rope_factors = nullptr;  // [rope dimensions / 2], Llama 3.1+
+    Matrix token_embedding;              // [embedding, vocabulary], on the first stage
+    ggml_tensor* output_norm = nullptr;  // [embedding], on the last stage
+    Matrix output;                       // [embedding, vocabulary]; tied: the embedding's values
     std::vector<LayerWeights> layers;
+};
+
+// Consecutive layers and the device that holds them; info.stages in ggml's terms.
+struct StageWeights {
+    ggml_backend_dev_t device = nullptr;
+    std::int64_t first = 0, layers = 0;
+    std::int64_t bytes = 0;                        // that they take of its memory
+    std::vector<ggml_context_ptr> contexts;        // tensor descriptions, one a buffer type
+    std::vector<ggml_backend_buffer_ptr> buffers;  // their memory
 };
 
 struct Model::Impl {
@@ -48,9 +57,7 @@ struct Model::Impl {
     Hyper hyper;
     std::unique_ptr<GgufFile> file;
     std::unique_ptr<Tokenizer> tokenizer;
-    ggml_backend_dev_t device = nullptr;
-    std::vector<ggml_context_ptr> contexts;        // tensor descriptions, one a buffer type
-    std::vector<ggml_backend_buffer_ptr> buffers;  // their memory
+    std::vector<StageWeights> stages;  // front to back, at least one
     Weights weights;
 };
 

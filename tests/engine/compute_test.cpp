@@ -72,7 +72,8 @@ TEST_P(Attend, IsThePlainOne) {
     const auto model = Model::load(folder / "tiny.gguf",
                                    {.device = device == nullptr ? "cpu" : device, .threads = 2});
     ASSERT_TRUE(model) << model.error().message;
-    const auto compute = Compute::create(**model);
+    Threads threads;
+    const auto compute = Compute::create(**model, (*model)->impl().stages.back().device, threads);
     ASSERT_TRUE(compute);
     auto* backend = (*compute)->backend();
     const auto context = make_context(64);

@@ -451,11 +451,11 @@ TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
     tiny.head_dim = 64;
     const TinyPair pair(tiny, 256);
     const auto& shape = pair.model->info().shape;
-    const auto compute = Compute::create(*pair.model);
-    ASSERT_TRUE(compute);
+    const auto pipeline = Pipeline::create(*pair.model);
+    ASSERT_TRUE(pipeline);
     const auto prompt = random_tokens(300, 83);
     const auto nodes = [&](const std::string& method, const RowLayout& layout) -> std::int64_t {
-        DeviceEngine engine(**compute, pair.model, {.chunk = 256});
+        DeviceEngine engine(*pipeline, pair.model, {.chunk = 256});
         auto config = method_config(method, 48, shape);
         config.layout = layout;
         auto prefill = engine.start_prefill(prompt, {&config, 1}, 16);
