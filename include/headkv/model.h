@@ -27,7 +27,7 @@ struct LoadOptions {
     bool extra_buffers = true;  // repacked / AMX weight layouts where ggml offers them
     // All layers, front to back, instead of `device`: the first stage embeds the tokens, the last
     // one makes the logits; these two may have no layers. Engines compute stage after stage, with
-    // ggml's own operations. See place_layers (src/engine/placement.h) for what the program does.
+    // ggml's own operations.
     std::vector<Stage> stages = {};
 };
 

@@ -143,11 +143,11 @@ Result<void> check_arguments(const BenchArguments& arguments) {
 
 // A case that a device has no room for is said before the weights are read, not after an hour.
 Result<void> check_cases(const BenchArguments& arguments) {
-    if (!limits_memory(arguments.model)) return {};
-    const auto memory = device_memory(arguments.model.load.device);
-    if (!memory) return tl::unexpected(memory.error());
     const auto info = read_model_info(arguments.model.path);
     if (!info) return tl::unexpected(info.error());
+    const auto devices = limited_devices(arguments.model, *info);
+    if (!devices) return tl::unexpected(devices.error());
+    if (devices->empty()) return {};
     const auto cases = bench_cases(arguments, *info);
     if (!cases) return tl::unexpected(cases.error());
     const auto slots = *std::max_element(arguments.slots.begin(), arguments.slots.end());
@@ -158,8 +158,11 @@ Result<void> check_cases(const BenchArguments& arguments) {
                         .new_tokens = arguments.settings.tokens + 1};
         const auto chunk = arguments.model.engine.chunk;
         if (chunk != EngineOptions().chunk) load.chunk = chunk;
-        const auto available = bytes_for_work(arguments.model, *memory);
-        if (auto fits = check_fits(*info, load, available, memory->device); !fits) return fits;
+        for (const auto& device : *devices) {
+            load.part = device.part;
+            auto fits = check_fits(*info, load, device.available, device.name);
+            if (!fits) return fits;
+        }
     }
     return {};
 }

@@ -1,10 +1,13 @@
 #include "cli/capacity.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <set>
 #include <utility>
 
 #include "cli/run_report.h"
+#include "engine/placement.h"
 
 namespace headkv::cli {
 
@@ -29,6 +32,7 @@ struct MethodFigures {
     SequenceUse use = {};            // where a device has several slots
     SequenceUse alone = {};          // and where it has one
     std::int64_t most = 0;           // sequences that fit; -1: not even the model
+    std::int64_t layers = 0;         // where none fits: --gpu-layers that would
     std::vector<Point> points = {};  // one, the most, and --slots where it is given; ascending
     MemoryUse memory = {};           // with the most, or with one where none fits
 };
@@ -39,7 +43,31 @@ struct Figures {
     std::int64_t memory = 0, prompt = 0, new_tokens = 0, gpus = 1;
     double prefill_seconds = 0;
     std::vector<MethodFigures> methods;
+    std::vector<Stage> stages;  // where the layers lie; empty: all on one GPU
+
+    bool on_cpu() const { return !stages.empty() && stages[0].device == "cpu"; }
+    // Of the stages on GPUs; nothing: the whole model on one.
+    std::vector<std::optional<ModelPart>> gpu_parts() const {
+        std::vector<std::optional<ModelPart>> parts;
+        const auto all = parts_of(stages);
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            if (stages[i].device != "cpu") parts.emplace_back(all[i]);
+        }
+        if (stages.empty()) parts.emplace_back();
+        return parts;
+    }
 };
+
+// Of the GPU that needs most.
+MemoryUse largest_use(const Figures& figures, const SequenceUse& sequence, DeviceLoad load) {
+    MemoryUse most;
+    for (const auto& part : figures.gpu_parts()) {
+        load.part = part;
+        const auto use = memory_use(figures.model, load, {&sequence, 1});
+        if (use.total() > most.total()) most = use;
+    }
+    return most;
+}
 
 // Seconds that a GPU spends on a whole answer where `point` run at once.
 double answer_seconds(const Figures& figures, const Point& point) {
@@ -53,7 +81,7 @@ Point point_of(const Figures& figures, const MethodFigures& method, DeviceLoad l
     const auto& use = sequences == 1 ? method.alone : method.use;
     Point point;
     point.sequences = sequences;
-    point.bytes = figures.rates.context_bytes + memory_use(figures.model, load, {&use, 1}).total();
+    point.bytes = figures.rates.context_bytes + largest_use(figures, use, load).total();
     // An answer is half done on the mean.
     point.step = step_cost(figures.model, use, sequences, figures.new_tokens / 2, figures.rates);
     point.tokens_per_second = static_cast<double>(sequences) / point.step.seconds();
@@ -78,10 +106,24 @@ Result<MethodFigures> figures_of(const CapacityArguments& arguments, const Figur
                           .new_tokens = figures.new_tokens,
                           .graphs = kMostGraphs};
     const auto available = figures.memory - figures.rates.context_bytes;
-    method.most = most_sequences(figures.model, load, method.use, available);
+    method.most = std::numeric_limits<std::int64_t>::max();
+    for (const auto& part : figures.gpu_parts()) {
+        DeviceLoad one = load;
+        one.part = part;
+        method.most =
+            std::min(method.most, most_sequences(figures.model, one, method.use, available));
+    }
+    // One alone may have room where the first of several slots has not.
+    if (method.most < 1 && largest_use(figures, method.alone, load).total() <= available) {
+        method.most = 1;
+    }
+    if (method.most < 1 && figures.stages.empty()) {
+        method.layers = most_layers(figures.model, load, available);
+    }
     DeviceLoad held = load;
     held.sequences = std::max<std::int64_t>(1, method.most);
-    method.memory = memory_use(figures.model, held, {&method.use, 1});
+    const auto& holds = held.sequences == 1 ? method.alone : method.use;
+    method.memory = largest_use(figures, holds, held);
     for (const auto sequences : std::set{std::int64_t{1}, arguments.slots, method.most}) {
         if (sequences < 1) continue;
         method.points.push_back(point_of(figures, method, load, sequences));
@@ -89,10 +131,21 @@ Result<MethodFigures> figures_of(const CapacityArguments& arguments, const Figur
     return method;
 }
 
+// The sum over a part's layers.
+std::int64_t of_part(const std::vector<std::int64_t>& layers, const ModelPart& part) {
+    const auto begin = layers.begin() + part.first;
+    return std::accumulate(begin, begin + part.layers, std::int64_t{0});
+}
+
 // --- as JSON
 
 Json point_json(const Figures& figures, const Point& point) {
     const double answer = answer_seconds(figures, point);
+    if (figures.on_cpu()) {
+        return {{"sequences", point.sequences},
+                {"memory_bytes", point.bytes},
+                {"fits", point.bytes <= figures.memory}};
+    }
     return {{"sequences", point.sequences},
             {"memory_bytes", point.bytes},
             {"fits", point.bytes <= figures.memory},
@@ -122,6 +175,7 @@ Json method_json(const Figures& figures, const MethodFigures& method) {
                  {"log_bytes", use.log_bytes},
                  {"groups", use.groups},
                  {"sequences", std::max<std::int64_t>(0, method.most)},
+                 {"gpu_layers_that_fit", method.layers},
                  {"memory",
                   {{"weights", method.memory.weights},
                    {"caches", method.memory.caches},
@@ -130,6 +184,15 @@ Json method_json(const Figures& figures, const MethodFigures& method) {
                    {"context", figures.rates.context_bytes}}}};
     json["points"] = Json::array();
     for (const Point& point : method.points) json["points"].push_back(point_json(figures, point));
+    const auto parts = parts_of(figures.stages);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        json["placement"].push_back({{"device", figures.stages[i].device},
+                                     {"first_layer", parts[i].first},
+                                     {"layers", parts[i].layers},
+                                     {"weight_bytes", weight_bytes(figures.model, parts[i])},
+                                     {"kv_bytes", of_part(use.layer_plan_bytes, parts[i])},
+                                     {"allocated_bytes", of_part(use.layer_bytes, parts[i])}});
+    }
     return json;
 }
 
@@ -184,7 +247,29 @@ std::string memory_table(const Figures& figures) {
     return rows.size() > 1 ? render_table(rows, false) : std::string();
 }
 
+// What lies where: the weights, and one sequence of each method.
+std::string placement_table(const Figures& figures) {
+    std::vector<std::vector<std::string>> rows = {{"device", "layers", "weights"}};
+    for (const auto& method : figures.methods) {
+        if (method.missing.empty()) rows[0].push_back("a cache of " + method.title);
+    }
+    const auto parts = parts_of(figures.stages);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        const ModelPart& part = parts[i];
+        auto& row = rows.emplace_back();
+        row = {figures.stages[i].device,
+               fmt::format("{} to {}", part.first, part.first + part.layers - 1),
+               size_text(weight_bytes(figures.model, part))};
+        for (const auto& method : figures.methods) {
+            if (!method.missing.empty()) continue;
+            row.push_back(size_text(of_part(method.use.layer_bytes, part)));
+        }
+    }
+    return rows.size() > 1 ? render_table(rows, false) : std::string();
+}
+
 std::string speed_table(const Figures& figures) {
+    if (figures.on_cpu()) return {};  // what its CPU reaches is not known
     std::vector<std::vector<std::string>> rows = {{"method", "sequences", "memory", "step",
                                                    "weights", "rows", "products", "launches",
                                                    "tok/s in total", "readers/answerer"}};
@@ -233,10 +318,11 @@ std::string figures_text(const Figures& figures) {
         size_text(figures.memory), figures.rates.bandwidth / 1e9, figures.prompt,
         human_ms(figures.prefill_seconds * 1e3),
         static_cast<double>(figures.prompt) / figures.prefill_seconds, figures.new_tokens);
-    for (const std::string& table : {memory_table(figures), speed_table(figures)}) {
+    for (const std::string& table :
+         {placement_table(figures), memory_table(figures), speed_table(figures)}) {
         if (!table.empty()) text += "\n" + table;
     }
-    if (figures.gpus > 1) {
+    if (figures.gpus > 1 && !figures.on_cpu()) {
         text += fmt::format(
             "\n{} such GPUs: what they hold and answer, or a document for each question\n{}",
             figures.gpus, fleet_table(figures));
@@ -245,8 +331,10 @@ std::string figures_text(const Figures& figures) {
         if (!method.missing.empty()) {
             text += fmt::format("\n{}: no figures: {}\n", method.title, method.missing);
         } else if (method.most < 1) {
-            text += fmt::format("\n{}: nothing fits: {} are needed for one sequence\n",
-                                method.title, size_text(method.points[0].bytes));
+            text += fmt::format(
+                "\n{}: nothing fits: {} are needed for one sequence{}\n", method.title,
+                size_text(method.points[0].bytes),
+                method.layers > 0 ? fmt::format("; --gpu-layers {} fits", method.layers) : "");
         }
     }
     return text;
@@ -299,6 +387,16 @@ Result<Figures> figures_for(const CapacityArguments& arguments) {
     auto model = read_model_info(arguments.model);
     if (!model) return tl::unexpected(model.error());
     figures.model = std::move(*model);
+    if (arguments.gpu_layers || !arguments.gpu_split.empty()) {
+        std::vector<DeviceMemory> gpus(std::max<std::size_t>(1, arguments.gpu_split.size()));
+        for (std::size_t i = 0; i < gpus.size(); ++i) gpus[i].device = fmt::format("gpu{}", i);
+        auto stages = place_layers(figures.model, gpus, arguments.gpu_split, arguments.gpu_layers);
+        if (!stages) return tl::unexpected(stages.error());
+        figures.stages = std::move(*stages);
+        if (figures.gpu_parts().empty()) {
+            return bad_input("--gpu-layers 0: nothing lies on a GPU then; give 1 or more");
+        }
+    }
     figures.prefill_seconds = prefill_seconds(figures.model, figures.prompt, figures.rates);
     return figures;
 }
@@ -325,6 +423,13 @@ void add_capacity_options(CLI::App& command, CapacityArguments& arguments) {
     add("-n,--new-tokens", arguments.new_tokens, "tokens of an answer", "N")
         ->capture_default_str()
         ->check(CLI::Range(1, 1 << 20));
+    add("--gpu-layers", arguments.gpu_layers,
+        "the last N layers and the output on the GPU, the rest on the CPU (all)", "N")
+        ->check(CLI::Range(0, 1 << 20));
+    add("--gpu-split", arguments.gpu_split,
+        "GPUs that share one model's layers, by shares of its weights, such as 3,1", "X,...")
+        ->delimiter(',')
+        ->allow_extra_args(false);
     add("--gpus", arguments.gpus, "GPUs that share the work, each with the whole model", "N")
         ->capture_default_str()
         ->check(CLI::Range(1, 1 << 20));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,11 +20,13 @@ struct CapacityArguments {
     std::int64_t slots = 0;                 // besides one and the most that fit; 0: none
     std::int64_t new_tokens = DeviceLoad().new_tokens;
     std::int64_t gpus = 1;
+    std::optional<std::int64_t> gpu_layers = {};  // the last so many; nothing: all
+    std::vector<double> gpu_split = {};           // shares of the GPUs that have them
 
     // An option that says nothing without a model.
     bool any() const {
         return !memory.empty() || !prompt.empty() || !bandwidth.empty() || !kv_type.empty() ||
-               !methods.empty() || slots > 0 || gpus > 1;
+               !methods.empty() || slots > 0 || gpus > 1 || gpu_layers || !gpu_split.empty();
     }
 };
 void add_capacity_options(CLI::App& command, CapacityArguments& arguments);

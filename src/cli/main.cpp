@@ -1,10 +1,12 @@
 #include <ggml.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <new>
 #include <string>
+#include <string_view>
 
 #include "cli/common.h"
 #include "method/edit_distance.h"
@@ -100,7 +102,42 @@ std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
            suggestion(flag ? nearest_flag(command, rest[0]) : "") + help;
 }
 
+// What ggml said of its mistakes last, in one line.
+std::string& last_mistakes() {
+    static std::string text;
+    return text;
+}
+
+// ggml reports its own progress and mistakes; users get our one line instead.
+void listen(ggml_log_level level, const char* text, void* /*unused*/) {
+    if (level != GGML_LOG_LEVEL_ERROR) return;
+    constexpr std::size_t most = 300;
+    auto& said = last_mistakes();
+    for (const char letter : std::string_view(text)) {
+        if (letter != '\n') {
+            said += letter;
+        } else if (!said.empty()) {
+            said += ' ';
+        }
+    }
+    if (said.size() > most) said.erase(0, said.size() - most);
+}
+
+// ggml ends the program where a device fails in the middle of its work: a GPU that is lost, a
+// driver that gives up.
+[[noreturn]] void give_up(const char* message) {
+    const int code = report(
+        {ErrorKind::failure,
+         fmt::format("the device failed and the work cannot go on: {} ({}); what was written so "
+                     "far is kept, and `eval` with the same arguments goes on from there",
+                     last_mistakes(), message)});
+    std::fflush(nullptr);
+    std::_Exit(code);
+}
+
 int run(int argc, char** argv) {
+    ggml_log_set(listen, nullptr);
+    ggml_set_abort_callback(give_up);
     CLI::App app("Answers from long documents with a key-value cache of a few percent: HeadKV.");
     Status status;
     build(app, status);
@@ -123,8 +160,6 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     using headkv::ErrorKind;
-    // ggml reports its own progress and mistakes; users get our one line instead.
-    ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
     try {
         return headkv::cli::run(argc, argv);
     } catch (const std::bad_alloc&) {

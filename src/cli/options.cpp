@@ -5,10 +5,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <limits>
 #include <system_error>
 
-#include "engine/capacity.h"
+#include "engine/placement.h"
 #include "headkv/session.h"
 #include "model/cores.h"
 
@@ -108,10 +107,24 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
         ->check(CLI::Range(0, 1024))
         ->type_name("N")
         ->group(model_group);
-    command.add_option("--device", arguments.load.device, "auto, cpu or cuda")
+    command
+        .add_option("--device", arguments.load.device,
+                    "auto, cpu, cuda (the first GPU), or GPUs that share the layers: cuda0,cuda1")
         ->capture_default_str()
-        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
         ->type_name("NAME")
+        ->group(model_group);
+    command
+        .add_option("--gpu-layers", arguments.gpu_layers,
+                    "the last N layers and the output on the GPU, the rest on the CPU (all)")
+        ->check(CLI::Range(0, 1 << 20))
+        ->type_name("N")
+        ->group(model_group);
+    command
+        .add_option("--gpu-split", arguments.gpu_split,
+                    "shares of the weights, one a GPU, such as 3,1 (by free memory)")
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->type_name("X,...")
         ->group(model_group);
     command
         .add_option_function<std::string>(
@@ -143,44 +156,132 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
 
 namespace {
 
+bool on_cpu(const ModelArguments& arguments) {
+    return arguments.load.device == "auto" || arguments.load.device == "cpu";
+}
+
+// The devices of --device; with --gpu-split so many of the first GPUs.
+Result<std::vector<DeviceMemory>> named_devices(const ModelArguments& arguments) {
+    std::vector<DeviceMemory> devices;
+    std::string_view rest = arguments.load.device;
+    const auto shares = arguments.gpu_split.size();
+    if (rest == "cuda" && shares > 1) {
+        devices = gpus();
+        if (devices.size() >= shares) {
+            devices.resize(shares);
+            return devices;
+        }
+        return bad_input("--gpu-split has {} shares, here are {} GPUs", shares, devices.size());
+    }
+    while (true) {
+        const auto comma = rest.find(',');
+        auto device = device_memory(std::string(rest.substr(0, comma)));
+        if (!device) return tl::unexpected(device.error());
+        devices.push_back(std::move(*device));
+        if (comma == std::string_view::npos) return devices;
+        rest.remove_prefix(comma + 1);
+    }
+}
+
+bool in_stages(const ModelArguments& arguments) {
+    return arguments.gpu_layers || !arguments.gpu_split.empty() ||
+           arguments.load.device.find(',') != std::string::npos;
+}
+
+// Where the layers go; nothing: all on --device.
+Result<std::vector<Stage>> stages_of(const ModelArguments& arguments, const ModelInfo& model,
+                                     std::span<const DeviceMemory> devices) {
+    if (!in_stages(arguments)) return std::vector<Stage>();
+    if (on_cpu(arguments) && !arguments.engine.stock_operations) {
+        return bad_input("{} is for GPUs: give --device cuda as well",
+                         arguments.gpu_layers ? "--gpu-layers" : "--gpu-split");
+    }
+    std::vector<DeviceMemory> free(devices.begin(), devices.end());
+    for (auto& device : free) {
+        const auto limit = arguments.engine.device_memory;
+        if (limit > 0) device.free = limit;
+    }
+    return place_layers(model, free, arguments.gpu_split, arguments.gpu_layers);
+}
+
 // Weights that do not fit are said before they are read: the rest can wait until the prompt is
 // known.
-Result<void> check_weights(const ModelArguments& arguments) {
-    if (!limits_memory(arguments)) return {};
-    const auto memory = device_memory(arguments.load.device);
-    if (!memory) return tl::unexpected(memory.error());
-    const auto available = bytes_for_work(arguments, *memory);
-    const auto info = read_model_info(arguments.path);
-    if (!info) return tl::unexpected(info.error());
-    return check_fits(*info, {.methods = {}, .prompt = 1}, available, memory->device);
+Result<void> check_weights(const ModelArguments& arguments, const ModelInfo& model) {
+    const auto limited = limited_devices(arguments, model);
+    if (!limited) return tl::unexpected(limited.error());
+    for (const auto& device : *limited) {
+        auto fits = check_fits(model, {.methods = {}, .prompt = 1, .part = device.part},
+                               device.available, device.name);
+        if (fits) continue;
+        const auto count = gpus().size();
+        if (in_stages(arguments) || count < 2) return fits;
+        return bad_input("{}; here are {} GPUs: --device cuda0,cuda1", fits.error().message, count);
+    }
+    return {};
 }
 
 }  // namespace
 
-bool limits_memory(const ModelArguments& arguments) {
-    return arguments.load.device == "cuda" ||
-           (arguments.engine.device_memory > 0 && arguments.engine.stock_operations);
-}
-
-std::int64_t bytes_for_work(const ModelArguments& arguments, const DeviceMemory& memory) {
-    const auto bytes = usable_bytes(
-        {.limit = arguments.engine.device_memory, .free = memory.free, .total = memory.total});
-    // Where the driver does not say, nothing is refused beforehand.
-    return bytes > 0 ? bytes : std::numeric_limits<std::int64_t>::max();
+Result<std::vector<LimitedDevice>> limited_devices(const ModelArguments& arguments,
+                                                   const ModelInfo& model) {
+    std::vector<LimitedDevice> limited;
+    const auto limit = arguments.engine.device_memory;
+    if (on_cpu(arguments) && !in_stages(arguments) &&
+        (limit == 0 || !arguments.engine.stock_operations)) {
+        return limited;
+    }
+    const auto devices = named_devices(arguments);
+    if (!devices) return tl::unexpected(devices.error());
+    const auto stages = stages_of(arguments, model, *devices);
+    if (!stages) return tl::unexpected(stages.error());
+    const auto parts = parts_of(*stages);
+    const auto before = parts.size() > devices->size() ? 1U : 0U;  // the CPU's stage
+    for (std::size_t i = 0; i < devices->size(); ++i) {
+        const auto& device = (*devices)[i];
+        const auto bytes = usable_bytes({.limit = limit,
+                                         .free = device.own ? device.free : 0,
+                                         .total = device.own ? device.total : 0});
+        if (bytes == 0) continue;  // where the driver does not say, nothing is refused beforehand
+        auto& made = limited.emplace_back(LimitedDevice{device.device, bytes, {}});
+        if (before + i < parts.size() && parts.size() > 1) made.part = parts[before + i];
+    }
+    return limited;
 }
 
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments) {
-    if (arguments.engine.device_memory > 0 && arguments.load.device != "cuda" &&
+    if (arguments.engine.device_memory > 0 && on_cpu(arguments) &&
         !arguments.engine.stock_operations) {
         note("--device-memory is for --device cuda: nothing limits the CPU's memory");
     }
-    if (auto fits = check_weights(arguments); !fits) return tl::unexpected(fits.error());
+    auto load = arguments.load;
+    if (!on_cpu(arguments) || in_stages(arguments) || arguments.engine.device_memory > 0) {
+        const auto devices = named_devices(arguments);
+        if (!devices) return tl::unexpected(devices.error());
+        const auto info = read_model_info(arguments.path);
+        if (!info) return tl::unexpected(info.error());
+        auto stages = stages_of(arguments, *info, *devices);
+        if (!stages) return tl::unexpected(stages.error());
+        if (auto fits = check_weights(arguments, *info); !fits) {
+            return tl::unexpected(fits.error());
+        }
+        if (!stages->empty()) {
+            load.stages = std::move(*stages);
+            load.device = load.stages.back().device;
+        }
+    }
     const int cores = usable_cores();
     if (arguments.load.threads > cores) {
         note(fmt::format("{} threads on {} cores: they will wait for each other; -t {} is faster",
                          arguments.load.threads, cores, cores));
     }
-    return Model::load(arguments.path, arguments.load);
+    auto model = Model::load(arguments.path, load);
+    if (!model) return model;
+    const auto& stages = (*model)->info().stages;
+    if (stages.size() > std::max<std::size_t>(1, load.stages.size())) {
+        note(fmt::format("{} does not take single rows of this embedding: it lies on the CPU",
+                         stages[1].device));
+    }
+    return model;
 }
 
 std::string model_title(const ModelInfo& info) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/common.h"
+#include "engine/capacity.h"
 #include "headkv/chat.h"
 #include "headkv/engine.h"
 #include "headkv/method.h"
@@ -15,16 +16,25 @@
 namespace headkv::cli {
 
 struct ModelArguments {
-    std::string path;      // -m, required
-    LoadOptions load;      // --device, -t
-    EngineOptions engine;  // --precision, --device-memory
+    std::string path;                        // -m, required
+    LoadOptions load;                        // -t, --device: a name, or several: cuda0,cuda1
+    EngineOptions engine;                    // --precision, --device-memory
+    std::optional<std::int64_t> gpu_layers;  // --gpu-layers
+    std::vector<double> gpu_split;           // --gpu-split
 };
 void add_model_options(CLI::App& command, ModelArguments& arguments);
-// Errors: those of Model::load; weights that do not fit where limits_memory().
+// Errors: those of Model::load and place_layers; weights that do not fit.
 Result<std::shared_ptr<const Model>> load_model(const ModelArguments& arguments);
-// Whether there is a device whose memory work must fit into, and how much it has for that.
-bool limits_memory(const ModelArguments& arguments);
-std::int64_t bytes_for_work(const ModelArguments& arguments, const DeviceMemory& memory);
+// A device whose memory limits the work, and its part of the model; nothing: all of it.
+struct LimitedDevice {
+    std::string name;
+    std::int64_t available = 0;  // for weights, caches and work
+    std::optional<ModelPart> part;
+};
+// None where the CPU computes and nothing is limited. Errors: no such device, those of
+// place_layers.
+Result<std::vector<LimitedDevice>> limited_devices(const ModelArguments& arguments,
+                                                   const ModelInfo& model);
 // The model's own name, or the file's where it has none.
 std::string model_title(const ModelInfo& info);
 

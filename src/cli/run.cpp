@@ -162,7 +162,8 @@ Result<void> answer_all(Job& job, const PrefillResult& prefilled) {
         if (auto printed = print_heading(job, info, job.titles[i]); !printed) return printed;
         auto generation = answer(job, sequence, prefilled.logits);
         if (!generation) return tl::unexpected(generation.error());
-        job.runs.push_back({job.engine->info(sequence), std::move(*generation), job.titles[i]});
+        job.runs.push_back({job.engine->info(sequence), std::move(*generation), job.titles[i],
+                            job.engine->placement(sequence)});
         job.context.device_peak_bytes = job.engine->device_peak_bytes();
         job.engine->release(sequence);
         if (interrupted()) break;
@@ -296,8 +297,9 @@ Result<std::vector<Turn>> converse(Job& job, const PromptText& text, ChatTemplat
         const SequenceInfo before = job.engine->info(sequence);
         auto generation = answer(job, sequence, logits);
         if (!generation) return tl::unexpected(generation.error());
-        turns.push_back(
-            {user, {job.engine->info(sequence), std::move(*generation), job.titles[0]}});
+        turns.push_back({user,
+                         {job.engine->info(sequence), std::move(*generation), job.titles[0],
+                          job.engine->placement(sequence)}});
         job.context.device_peak_bytes = job.engine->device_peak_bytes();
         print_turn(job, turns.back().run, turns.size() == 1);
         if (interrupted()) return turns;

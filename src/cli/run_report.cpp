@@ -125,6 +125,40 @@ std::string dump(const Json& json, int indent) {
     return json.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
+namespace {
+
+Json placement_json(std::span<const Placement> places) {
+    auto json = Json::array();
+    for (const Placement& place : places) {
+        json.push_back({{"device", place.device},
+                        {"first_layer", place.first_layer},
+                        {"layers", place.layers},
+                        {"weight_bytes", place.weight_bytes},
+                        {"kv_bytes", place.kv_bytes},
+                        {"peak_bytes", place.peak_bytes}});
+    }
+    return json;
+}
+
+// A line a device, where there are several.
+std::string placement_text(std::span<const Placement> places) {
+    std::string text;
+    for (const Placement& place : places) {
+        if (places.size() < 2) break;
+        std::string what = place.layers == 0 ? std::string("no layers")
+                                             : fmt::format("layers {} to {}", place.first_layer,
+                                                           place.first_layer + place.layers - 1);
+        if (&place == &places.front()) what = "embedding, " + what;
+        if (&place == &places.back()) what += ", output";
+        text += fmt::format("placed   {}: {}; weights {}, cache {}, peak {}\n", place.device, what,
+                            bytes_text(place.weight_bytes), bytes_text(place.kv_bytes),
+                            bytes_text(place.peak_bytes));
+    }
+    return text;
+}
+
+}  // namespace
+
 Json run_json(const RunContext& context, const MethodRun& run) {
     const SequenceInfo& info = run.info;
     const Generation& answer = run.generation;
@@ -163,6 +197,7 @@ Json run_json(const RunContext& context, const MethodRun& run) {
               {"device_peak_bytes", context.device_peak_bytes},
               {"weight_bytes", context.weight_bytes}}},
             {"device", context.device},
+            {"placement", placement_json(run.places)},
             {"version", version()}};
 }
 
@@ -186,6 +221,7 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
             fmt::format("device   peak {} in use; {} allocated for the cache and its reserve\n",
                         bytes_text(context.device_peak_bytes), bytes_text(info.allocated_bytes));
     }
+    text += placement_text(run.places);
     text += fmt::format("memory   peak {} resident; weights {}, prefill scratch {}, loaded in {}\n",
                         bytes_text(peak_resident_bytes()), bytes_text(context.weight_bytes),
                         bytes_text(context.scratch_bytes), human_ms(context.load_ms));

@@ -15,7 +15,8 @@ namespace headkv::cli {
 struct MethodRun {
     SequenceInfo info;
     Generation generation;
-    std::string title;  // method_title()
+    std::string title;                   // method_title()
+    std::vector<Placement> places = {};  // of the model, with this cache's rows
 };
 
 // What all methods of one call share: the model and the one prefill.

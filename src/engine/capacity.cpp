@@ -37,10 +37,16 @@ std::int64_t prefill_work_bytes(const ModelInfo& model, const DeviceLoad& load, 
     return most;
 }
 
+// Of a device that has the whole model.
+ModelPart all_of(const ModelInfo& model) { return {0, model.shape.layers, true, true, false}; }
+
 // What DevicePrefill allocates.
 std::int64_t prefill_bytes(const ModelInfo& model, const DeviceLoad& load,
                            std::span<const SequenceUse> uses) {
     const auto tokens = load.prompt;
+    if (load.part && load.part->layers == 0) {
+        return std::min(load.chunk, tokens) * model.embedding * kF32;
+    }
     const auto padded = whole_blocks(tokens);
     const auto chunk = std::min(whole_blocks(load.chunk), padded);
     const auto heads = model.shape.kv_heads;
@@ -58,8 +64,8 @@ std::int64_t prefill_bytes(const ModelInfo& model, const DeviceLoad& load,
 }
 
 // What the graph of a step over so many sequences allocates.
-std::int64_t step_bytes(const ModelInfo& model, std::int64_t sequences) {
-    const auto widest = std::max(3 * model.feed_forward, model.vocabulary);
+std::int64_t step_bytes(const ModelInfo& model, const ModelPart& part, std::int64_t sequences) {
+    const auto widest = std::max(3 * model.feed_forward, part.makes_logits ? model.vocabulary : 0);
     return sequences * (2 * model.embedding + widest) * kF32;
 }
 
@@ -156,6 +162,14 @@ std::string what_fits(const ModelInfo& model, const DeviceLoad& load, std::int64
            "weight";
 }
 
+// The end of a refusal where a device was to hold all layers; empty where it cannot hold any.
+std::string layers_that_fit(const ModelInfo& model, const DeviceLoad& load,
+                            std::int64_t available) {
+    if (load.part && !load.part->beside_cpu) return "";
+    const auto layers = most_layers(model, load, available);
+    return layers > 0 ? fmt::format("; with the rest on the CPU --gpu-layers {} fits", layers) : "";
+}
+
 Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoad& load) {
     std::vector<SequenceUse> uses;
     for (const auto& config : load.methods) {
@@ -167,6 +181,25 @@ Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoa
 }
 
 }  // namespace
+
+std::vector<ModelPart> parts_of(std::span<const Stage> stages) {
+    std::vector<ModelPart> parts;
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < stages.size(); ++i) {
+        const bool last = i + 1 == stages.size();
+        const bool beside_cpu = i == 1 && last && stages[0].device == "cpu";
+        parts.push_back({first, stages[i].layers, i == 0, last, beside_cpu});
+        first += stages[i].layers;
+    }
+    return parts;
+}
+
+std::int64_t weight_bytes(const ModelInfo& model, const ModelPart& part) {
+    if (part.embeds && part.makes_logits) return model.weight_bytes;
+    const auto begin = model.layer_bytes.begin() + part.first;
+    return std::accumulate(begin, begin + part.layers, std::int64_t{0}) +
+           (part.embeds ? model.embedding_bytes : 0) + (part.makes_logits ? model.output_bytes : 0);
+}
 
 std::int64_t usable_bytes(const FreeMemory& memory) {
     if (memory.limit > 0) return memory.limit;
@@ -203,14 +236,21 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     for (std::int64_t layer = 0; layer < plan.layers; ++layer) {
         const auto rows = std::span(plan.rows).subspan(static_cast<std::size_t>(layer * plan.heads),
                                                        static_cast<std::size_t>(plan.heads));
+        auto& layer_bytes = use.layer_bytes.emplace_back(use.log_bytes / plan.layers);
+        use.layer_plan_bytes.push_back(std::accumulate(rows.begin(), rows.end(), std::int64_t{0}) *
+                                       bytes);
         for (const auto& places : place_heads(rows, layout, reserve)) {
             use.allocated_bytes += places.rows(1) * bytes;
+            layer_bytes += places.rows(1) * bytes;
             use.largest_group =
                 std::max(use.largest_group,
                          std::accumulate(places.kept.begin(), places.kept.end(), std::int64_t{0}));
             use.converted_bytes =
                 std::max(use.converted_bytes, places.read() * converted_peak(k, v, use.mixed));
-            if (classes.insert(places.kept).second) use.mask_bytes += places.read() * kF16;
+            if (classes.insert(places.kept).second) {
+                use.mask_bytes += places.read() * kF16;
+                layer_bytes += places.read() * kF16;
+            }
             ++use.groups;
         }
     }
@@ -223,14 +263,18 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
 MemoryUse memory_use(const ModelInfo& model, const DeviceLoad& load,
                      std::span<const SequenceUse> uses) {
     MemoryUse result;
-    result.weights = model.weight_bytes;
+    const auto part = load.part.value_or(all_of(model));
+    result.weights = weight_bytes(model, part);
     std::int64_t converted = 0;
     for (const SequenceUse& use : uses) {
-        result.caches += load.sequences * use.bytes();
+        const auto begin = use.layer_bytes.begin() + part.first;
+        result.caches +=
+            load.sequences * std::accumulate(begin, begin + part.layers, std::int64_t{0});
+        if (part.layers == 0) continue;
         converted = std::max(converted, load.sequences * use.converted_bytes);
     }
     result.prefill = prefill_bytes(model, load, uses);
-    result.step = load.graphs * step_bytes(model, load.sequences) + converted;
+    result.step = load.graphs * step_bytes(model, part, load.sequences) + converted;
     return result;
 }
 
@@ -291,24 +335,35 @@ double prefill_seconds(const ModelInfo& model, std::int64_t prompt, const Device
     return 2 * weights * tokens / rates.product_flops + attention / rates.attention_flops;
 }
 
+std::int64_t most_layers(const ModelInfo& model, const DeviceLoad& load, std::int64_t available) {
+    const auto uses = uses_of(model, load);
+    if (!uses) return 0;
+    auto other = load;
+    return largest(1, model.shape.layers - 1, [&](std::int64_t count) {
+        other.part = ModelPart{model.shape.layers - count, count, false, true, true};
+        return memory_use(model, other, *uses).total() <= available;
+    });
+}
+
 Result<void> check_fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available,
                         const std::string& device) {
     const auto uses = uses_of(model, load);
     if (!uses) return {};
     const auto use = memory_use(model, load, *uses);
     if (use.total() <= available) return {};
-    if (model.weight_bytes > available || load.methods.empty()) {
+    if (use.weights > available || load.methods.empty()) {
         return bad_input(
             "not enough memory on {}: the weights take {} and {} are free; take a smaller model, "
-            "or one with fewer bits a weight",
-            device, gib(use.weights), gib(std::max<std::int64_t>(0, available)));
+            "or one with fewer bits a weight{}",
+            device, gib(use.weights), gib(std::max<std::int64_t>(0, available)),
+            layers_that_fit(model, load, available));
     }
     return bad_input(
         "not enough memory on {}: {} are needed (weights {}, caches of {} x {} tokens ({}) {}, "
-        "reading {}, a step {}) and {} are free; {}",
+        "reading {}, a step {}) and {} are free; {}{}",
         device, gib(use.total()), gib(use.weights), load.sequences, load.prompt, names_of(load),
         gib(use.caches), gib(use.prefill), gib(use.step), gib(available),
-        what_fits(model, load, available, *uses));
+        what_fits(model, load, available, *uses), layers_that_fit(model, load, available));
 }
 
 }  // namespace headkv

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,6 +44,19 @@ struct FreeMemory {
 // What weights, caches and work may take of it, at least 1; 0: nothing limits them.
 std::int64_t usable_bytes(const FreeMemory& memory);
 
+// Layers [first, first + layers) of a model on one device, and what its first and last device have
+// besides.
+struct ModelPart {
+    std::int64_t first = 0, layers = 0;
+    bool embeds = false;        // the token embedding
+    bool makes_logits = false;  // the output matrix
+    bool beside_cpu = false;    // the CPU has all other layers
+};
+// Of stages, front to back: the first one embeds, the last one makes the logits.
+std::vector<ModelPart> parts_of(std::span<const Stage> stages);
+// What the weights of a part take in the file. A tied embedding counts on either side.
+std::int64_t weight_bytes(const ModelInfo& model, const ModelPart& part);
+
 // Work that a device is asked for: a prompt is read once, for a cache of each method, and the
 // caches hold that of `sequences` prompts.
 struct DeviceLoad {
@@ -52,6 +66,7 @@ struct DeviceLoad {
     std::int64_t new_tokens = 256;  // of an answer: the full cache reserves as many rows
     std::int64_t chunk = 2048;      // prompt tokens computed at once
     std::int64_t graphs = 1;        // steps for different numbers of sequences that are kept ready
+    std::optional<ModelPart> part = {};  // of the model, on this device; nothing: all of it
 };
 
 // One sequence in a cache of a method.
@@ -71,6 +86,7 @@ struct SequenceUse {
     bool mixed = false;  // keys and values of two types: always converted, see Compute::attend
     std::int64_t observed = 0;  // last queries of the prompt that score
     bool shared = true;         // its cache is one with other sequences of the same plan
+    std::vector<std::int64_t> layer_plan_bytes, layer_bytes;  // [layers] plan_bytes and bytes()
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }
 };
 // Errors (bad_input): those of Method::create. For methods whose plan follows the prompt (ada-kv)
@@ -105,8 +121,13 @@ StepCost step_cost(const ModelInfo& model, const SequenceUse& use, std::int64_t 
 // Reading a prompt, whatever the method.
 double prefill_seconds(const ModelInfo& model, std::int64_t prompt, const DeviceRates& rates);
 
+// The most layers, the last ones but not all, whose work fits into `available` bytes beside the
+// output where the CPU has the other layers and the embedding; 0: none.
+std::int64_t most_layers(const ModelInfo& model, const DeviceLoad& load, std::int64_t available);
+
 // Error (bad_input) where the load does not fit into `available` bytes of `device`: one line with
-// what is needed, and the largest that fits: sequences, else rows, else tokens of the prompt.
+// what is needed, and the largest that fits: sequences, else rows, else tokens of the prompt; and
+// how many layers, where it was to hold all of them.
 // Errors of the methods themselves are left to those who make them.
 Result<void> check_fits(const ModelInfo& model, const DeviceLoad& load, std::int64_t available,
                         const std::string& device);

@@ -75,18 +75,22 @@ struct StepGraph {
 
 constexpr std::int64_t kNodesPerLayer = 48;
 
-// What a device has for weights, caches and work; 0 where nothing limits them. Asked once: what
-// ggml keeps for itself later is used again.
-std::int64_t bytes_for_engine(const Model& model, const EngineOptions& options) {
-    auto* device = model.impl().stages[0].device;
+// What a stage's device has for weights, caches and work; 0 where nothing limits them. Asked once:
+// what ggml keeps for itself later is used again.
+std::int64_t bytes_for_stage(const Model& model, std::size_t index, const EngineOptions& options) {
+    const auto& stages = model.impl().stages;
+    const auto on_gpu = [](const StageWeights& stage) {
+        return ggml_backend_dev_type(stage.device) == GGML_BACKEND_DEVICE_TYPE_GPU;
+    };
+    const auto& stage = stages[index];
+    // Beside GPUs the CPU's memory is not what a limit is for.
+    if (!on_gpu(stage) && std::ranges::any_of(stages, on_gpu)) return 0;
     std::size_t free = 0, total = 0;
-    if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU) {
-        ggml_backend_dev_memory(device, &free, &total);
-    }
+    if (on_gpu(stage)) ggml_backend_dev_memory(stage.device, &free, &total);
     return usable_bytes({.limit = options.device_memory,
                          .free = static_cast<std::int64_t>(free),
                          .total = static_cast<std::int64_t>(total),
-                         .loaded = model.info().weight_bytes});
+                         .loaded = stage.bytes});
 }
 
 }  // namespace
@@ -96,7 +100,8 @@ struct Engine::Impl {
     EngineOptions options;
     Pipeline pipeline;
     std::unique_ptr<DeviceEngine> device;  // null: this CPU's own kernels, and what follows
-    std::int64_t device_bytes = 0;         // of a device's memory, weights included; 0: not limited
+    // [stages] of a device's memory, weights included; 0: not limited.
+    std::vector<std::int64_t> device_bytes;
     AttentionShape shape;
     DecodeAttention attention{{}};
     StepRecall step_recall{{}};
@@ -162,7 +167,9 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     if (impl->model->info().device != "cpu" || impl->pipeline.size() > 1 ||
         options.stock_operations) {
         impl->device = std::make_unique<DeviceEngine>(impl->pipeline, impl->model, options);
-        impl->device_bytes = bytes_for_engine(*impl->model, options);
+        for (std::size_t stage = 0; stage < impl->pipeline.size(); ++stage) {
+            impl->device_bytes.push_back(bytes_for_stage(*impl->model, stage, options));
+        }
     }
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
@@ -248,14 +255,21 @@ Result<void> Engine::Impl::check_recall(const MethodConfig& config) const {
 // already, their caches may have room for this one: then its own allocations decide.
 Result<void> Engine::Impl::check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
                                         std::int64_t expected_new_tokens) const {
-    if (device_bytes == 0 || !device->idle()) return {};
+    if (!device->idle()) return {};
     const auto& info = model->info();
     DeviceLoad load{.methods = {configs.begin(), configs.end()},
                     .prompt = prompt,
                     .sequences = std::max<std::int64_t>(1, options.slots),
                     .new_tokens = expected_new_tokens};
     if (options.chunk != EngineOptions().chunk) load.chunk = options.chunk;
-    return check_fits(info, load, device_bytes, info.device);
+    const auto parts = parts_of(info.stages);
+    for (std::size_t stage = 0; stage < parts.size(); ++stage) {
+        if (device_bytes[stage] == 0) continue;
+        if (parts.size() > 1) load.part = parts[stage];
+        auto fits = check_fits(info, load, device_bytes[stage], info.stages[stage].device);
+        if (!fits) return fits;
+    }
+    return {};
 }
 
 struct PrefillJob::Impl {

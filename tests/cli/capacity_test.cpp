@@ -1,4 +1,6 @@
 // `headkv plan --model`, and work that is refused because it cannot fit into a device's memory.
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "cli/program.h"
@@ -122,6 +124,47 @@ TEST_F(CapacityPlan, NeedsNoWeights) {
     EXPECT_GT(method_of(json, "snapkv")["sequences"], 256);
 }
 
+// A GPU that is too small: what lies where when the CPU has some layers, or another GPU.
+TEST_F(CapacityPlan, PlacesLayers) {
+    write_header_only("llama-3-8b", 32000, 140000, folder / "header.gguf");
+    const auto planned = [&](const Arguments& more) {
+        Arguments arguments = {
+            "plan", "--model",   path("header.gguf"), "--prompt",        "32k", "--rows",
+            "1024", "--methods", "full,snapkv",       "--device-memory", "8GiB"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return call(arguments);
+    };
+    const Ran none = planned({"--json", "-"});
+    expect_done(none);
+    const Json too_much = Json::parse(none.out);
+    const auto full = method_of(too_much, "full"), snapkv = method_of(too_much, "snapkv");
+    EXPECT_EQ(full["sequences"], 0);
+    const auto layers = snapkv["gpu_layers_that_fit"].get<int>();
+    EXPECT_GT(layers, full["gpu_layers_that_fit"].get<int>());
+    EXPECT_LT(layers, 32);
+    EXPECT_NE(planned({}).out.find(fmt::format("--gpu-layers {} fits", layers)), std::string::npos);
+
+    const Ran half = planned({"--gpu-layers", std::to_string(layers), "--json", "-"});
+    expect_done(half);
+    const Json fits = method_of(Json::parse(half.out), "snapkv");
+    EXPECT_GE(fits["sequences"], 1);
+    ASSERT_EQ(fits["placement"].size(), 2U);
+    EXPECT_EQ(fits["placement"][0]["device"], "cpu");
+    EXPECT_EQ(fits["placement"][1]["layers"], layers);
+    EXPECT_FALSE(fits["points"][0].contains("step_ms")) << "what a CPU reaches is not known";
+    std::int64_t kv = 0;
+    for (const auto& place : fits["placement"]) kv += place["kv_bytes"].get<std::int64_t>();
+    EXPECT_EQ(kv, fits["kv_bytes"]);
+
+    const Ran two = planned({"--gpu-split", "1,1"});
+    expect_done(two);
+    for (const char* word : {"gpu0", "0 to 15", "gpu1", "16 to 31", "a cache of snapkv", "tok/s"}) {
+        EXPECT_NE(two.out.find(word), std::string::npos) << word << "\n" << two.out;
+    }
+    expect_refused(planned({"--gpu-split", "1,0"}), "a share of 0");
+    expect_refused(planned({"--gpu-layers", "0"}), "nothing lies on a GPU");
+}
+
 TEST_F(CapacityPlan, RefusesBadInput) {
     const auto refused = [&](const Arguments& more, const std::string& says) {
         SCOPED_TRACE(says);
@@ -183,6 +226,51 @@ TEST_F(DeviceMemoryOption, RunMeasuresAndRefuses) {
         run({"-f", path("doc.txt"), "-n", "1", "--method", "full", "--device-memory", "1GiB"});
     expect_done(own);
     EXPECT_NE(own.err.find("--device-memory is for --device cuda"), std::string::npos) << own.err;
+}
+
+// The rest of the layers on the CPU; here the GPU is the CPU as well.
+TEST_F(DeviceMemoryOption, FewerLayersFit) {
+    const auto with = [&](const Arguments& more) {
+        Arguments arguments = {"-f",      path("doc.txt"), "-n",     "4", "--method",    "full",
+                               "--chunk", "256",           "--json", "-", "--stock-ops", "-t",
+                               "1"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run(arguments);
+    };
+    const Ran all = with({});
+    expect_done(all);
+    const Json one = Json::parse(all.out);
+    ASSERT_EQ(one["placement"].size(), 1U);
+    EXPECT_EQ(one["placement"][0]["layers"], 3);
+    EXPECT_EQ(one["placement"][0]["kv_bytes"], one["kv"]["bytes"]);
+
+    const Ran some = with({"--gpu-layers", "2"});
+    expect_done(some);
+    const Json json = Json::parse(some.out);
+    EXPECT_EQ(json["token_ids"], one["token_ids"]);
+    const Json& places = json["placement"];
+    ASSERT_EQ(places.size(), 2U);
+    EXPECT_EQ(places[0]["layers"], 1);
+    EXPECT_EQ(places[1]["first_layer"], 1);
+    EXPECT_EQ(places[1]["layers"], 2);
+    EXPECT_EQ(places[0]["kv_bytes"].get<std::int64_t>() + places[1]["kv_bytes"].get<std::int64_t>(),
+              json["kv"]["bytes"].get<std::int64_t>());
+    EXPECT_NE(some.err.find("placed   cpu: embedding, layers 0 to 0"), std::string::npos)
+        << some.err;
+
+    const Ran split = with({"--device", "cpu,cpu,cpu"});
+    expect_done(split);
+    EXPECT_EQ(Json::parse(split.out)["token_ids"], one["token_ids"]);
+    EXPECT_EQ(Json::parse(split.out)["placement"].size(), 3U);
+
+    const auto peak = one["memory"]["device_peak_bytes"].get<std::int64_t>();
+    const Ran refused = with({"--device-memory", std::to_string(peak * 3 / 4)});
+    expect_refused(refused, "--gpu-layers ");
+    expect_refused(with({"--device", "cpu,abacus"}), "--device abacus: unknown");
+    expect_refused(with({"--device", "cpu,cpu", "--gpu-split", "1"}), "1 shares for 2 GPUs");
+    expect_refused(with({"--device", "cpu,cpu", "--gpu-layers", "1"}), "1 layers on 2 GPUs");
+    expect_refused(run({"-f", path("doc.txt"), "--gpu-layers", "1"}), "give --device cuda");
+    expect_refused(run({"-f", path("doc.txt"), "--gpu-layers", "-1"}), "--gpu-layers");
 }
 
 TEST_F(DeviceMemoryOption, BenchRefusesBeforeItLoads) {

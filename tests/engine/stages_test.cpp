@@ -1,8 +1,13 @@
 // A model in stages says and keeps what it does in one. All stages lie on the CPU here, each with a
-// backend of its own; tools/gpu-check compares GPUs.
+// backend of its own. HEADKV_TEST_STAGES names other devices, which take turns: cuda0,cuda1 in
+// tools/gpu-check.
+#include <cstdlib>
 #include <numeric>
 
+#include "engine/capacity.h"
 #include "engine/fixture.h"
+#include "engine/placement.h"
+#include "support/header_only.h"
 
 namespace headkv::test {
 namespace {
@@ -30,9 +35,26 @@ protected:
     Stages() { write_tiny_model(several_heads(), file()); }
     std::filesystem::path file() const { return folder.path() / "tiny.gguf"; }
 
+    static std::vector<std::string> devices() {
+        const char* given = std::getenv("HEADKV_TEST_STAGES");
+        std::vector<std::string> names{""};
+        for (const char letter : std::string(given == nullptr ? "cpu" : given)) {
+            if (letter == ',') {
+                names.emplace_back();
+            } else {
+                names.back() += letter;
+            }
+        }
+        return names;
+    }
+    static bool elsewhere() { return std::getenv("HEADKV_TEST_STAGES") != nullptr; }
+
     std::unique_ptr<Engine> engine(const std::vector<std::int64_t>& layers) const {
-        LoadOptions options{.device = "cpu", .threads = 1};
-        for (const auto count : layers) options.stages.push_back({"cpu", count});
+        const auto names = devices();
+        LoadOptions options{.device = names[0], .threads = 1};
+        for (const auto count : layers) {
+            options.stages.push_back({names[options.stages.size() % names.size()], count});
+        }
         const auto model = Model::load(file(), options);
         EXPECT_TRUE(model) << (model ? "" : model.error().message);
         if (!model) return nullptr;
@@ -119,7 +141,11 @@ TEST_F(Stages, SayAndKeepWhatOneDoes) {
     const auto several = engine({0, 1, 2, 1, 0});
     ASSERT_TRUE(several);
     const auto ours = work(*several);
-    EXPECT_EQ(ours.logits, right.logits);
+    ASSERT_EQ(ours.logits.size(), right.logits.size());
+    for (std::size_t i = 0; i < right.logits.size(); ++i) {
+        EXPECT_LE(logit_error(ours.logits[i], right.logits[i]), elsewhere() ? 2e-2 : 0.0) << i;
+    }
+    if (elsewhere()) return;  // near ties may turn
     EXPECT_EQ(ours.kept, right.kept);
     EXPECT_EQ(ours.attention, right.attention);
     EXPECT_EQ(ours.best, right.best);
@@ -135,7 +161,7 @@ TEST_F(Stages, TellWhatLiesWhere) {
     const auto several = engine({1, 3});
     ASSERT_TRUE(several);
     const auto& info = several->model().info();
-    EXPECT_EQ(info.device, "cpu");
+    EXPECT_EQ(info.device == "cpu", !elsewhere());
     const auto factors = several_heads().head_dim / 2 * 4;
     // The output is the embedding: once in the file, on two stages here.
     EXPECT_EQ(std::accumulate(info.layer_bytes.begin(), info.layer_bytes.end(),
@@ -184,8 +210,110 @@ TEST_F(Stages, ReadInStepsOfAnyLength) {
     }
     const auto pieces = job->finish();
     ASSERT_TRUE(pieces);
-    EXPECT_EQ(pieces->logits, whole->logits);
+    EXPECT_LE(logit_error(pieces->logits, whole->logits), elsewhere() ? 2e-2 : 0.0);
+    if (elsewhere()) return;
     EXPECT_EQ(several->positions(pieces->sequences[0]), several->positions(whole->sequences[0]));
+}
+
+// What does not fit is refused, with the layers that would; these then do.
+TEST_F(Stages, OfAsManyLayersAsFit) {
+    const auto one = engine({});
+    ASSERT_TRUE(one);
+    const auto& info = one->model().info();
+    const auto chosen = config(*one, "snapkv", {});
+    const auto prompt = random_tokens(600, 6);
+    DeviceLoad load{.methods = {chosen}, .prompt = 600, .sequences = 2, .chunk = 256};
+    const auto all = memory_use(info, load)->total();
+    const auto fits = most_layers(info, load, all - 1);
+    EXPECT_GT(fits, 0);
+    EXPECT_LT(fits, info.shape.layers);
+    EXPECT_EQ(most_layers(info, load, info.output_bytes), 0);
+    load.part = ModelPart{info.shape.layers - fits, fits, false, true, true};
+    EXPECT_LT(memory_use(info, load)->total(), all);
+    EXPECT_TRUE(check_fits(info, load, all - 1, "gpu"));
+    load.part.reset();
+    const auto refused = check_fits(info, load, all - 1, "gpu");
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find(fmt::format("--gpu-layers {} fits", fits)),
+              std::string::npos)
+        << refused.error().message;
+}
+
+// What a stage takes of its device, estimated and measured.
+TEST_F(Stages, TakeWhatIsPlanned) {
+    if (elsewhere()) GTEST_SKIP() << "a driver rounds sizes up";
+    const auto several = engine({1, 3});
+    ASSERT_TRUE(several);
+    const auto& info = several->model().info();
+    const auto chosen = config(*several, "snapkv", {});
+    const auto read = several->prefill(random_tokens(600, 6), {&chosen, 1});
+    ASSERT_TRUE(read);
+    DeviceLoad load{.methods = {chosen}, .prompt = 600, .sequences = 2, .chunk = 256, .graphs = 0};
+    load.methods[0].options.reserve = 1;
+    const auto places = several->placement(read->sequences[0]);
+    const auto parts = parts_of(info.stages);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        load.part = parts[i];
+        const auto planned = static_cast<double>(memory_use(info, load)->total());
+        EXPECT_NEAR(static_cast<double>(places[i].peak_bytes) / planned, 1, 0.1) << i;
+        const auto use = sequence_use(info, chosen, 600, 16, 2);
+        ASSERT_TRUE(use);
+        const auto begin = use->layer_plan_bytes.begin() + parts[i].first;
+        EXPECT_EQ(std::accumulate(begin, begin + parts[i].layers, std::int64_t{0}),
+                  places[i].kv_bytes);
+        EXPECT_EQ(
+            std::accumulate(use->layer_bytes.begin(), use->layer_bytes.end(), std::int64_t{0}),
+            use->bytes());
+    }
+}
+
+// --- which layers go where
+
+class Placing : public testing::Test {
+protected:
+    Placing() {
+        write_header_only("llama-3-8b", 32000, 8192, folder / "header.gguf");
+        model = *read_model_info(folder / "header.gguf");
+    }
+    static std::vector<DeviceMemory> two(std::int64_t first, std::int64_t second) {
+        return {{"cuda0", true, first, first}, {"cuda1", true, second, second}};
+    }
+    static std::string text(const Result<std::vector<Stage>>& stages) {
+        if (!stages) return stages.error().message;
+        std::string text;
+        for (const auto& stage : *stages) text += fmt::format("{}:{} ", stage.device, stage.layers);
+        return text;
+    }
+    std::string placed(std::span<const DeviceMemory> devices, std::vector<double> shares = {},
+                       std::optional<std::int64_t> layers = {}) const {
+        return text(place_layers(model, devices, shares, layers));
+    }
+
+    TempFolder folder;
+    ModelInfo model;
+};
+
+TEST_F(Placing, TheLastLayersOnTheGpus) {
+    const std::vector<DeviceMemory> one{{"cuda0", true, 1, 1}};
+    EXPECT_EQ(placed(one), "cuda0:32 ");
+    EXPECT_EQ(placed(one, {}, 99), "cuda0:32 ");
+    EXPECT_EQ(placed(one, {}, 10), "cpu:22 cuda0:10 ");
+    EXPECT_EQ(placed(one, {}, 0), "cpu:32 ");
+    EXPECT_EQ(placed(two(40, 40), {}, 10), "cpu:22 cuda0:5 cuda1:5 ");
+}
+
+TEST_F(Placing, ByFreeMemoryOrShares) {
+    EXPECT_EQ(placed(two(80, 80)), "cuda0:16 cuda1:16 ");
+    EXPECT_EQ(placed(two(0, 80)), "cuda0:16 cuda1:16 ") << "a driver that does not say";
+    EXPECT_EQ(placed(two(80, 80), {3, 1}), "cuda0:24 cuda1:8 ");
+    EXPECT_EQ(placed(two(60, 20)), "cuda0:24 cuda1:8 ");
+    // Each has a layer, whatever its share.
+    EXPECT_EQ(placed(two(80, 80), {1, 1e9}), "cuda0:1 cuda1:31 ");
+    EXPECT_EQ(placed(two(80, 80), {1e9, 1}), "cuda0:31 cuda1:1 ");
+    EXPECT_EQ(placed(two(80, 80), {1}), "--gpu-split has 1 shares for 2 GPUs: give one each");
+    EXPECT_NE(placed(two(80, 80), {1, 0}).find("a share of 0"), std::string::npos);
+    EXPECT_NE(placed(two(80, 80), {1, NAN}).find("a share of nan"), std::string::npos);
+    EXPECT_NE(placed(two(80, 80), {}, 1).find("1 layers on 2 GPUs"), std::string::npos);
 }
 
 }  // namespace
