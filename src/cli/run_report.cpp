@@ -145,10 +145,10 @@ std::string placement_text(std::span<const Placement> places) {
     std::string text;
     for (const Placement& place : places) {
         if (places.size() < 2) break;
-        std::string what = place.layers == 0 ? std::string("no layers")
-                                             : fmt::format("layers {} to {}", place.first_layer,
-                                                           place.first_layer + place.layers - 1);
-        if (&place == &places.front()) what = "embedding, " + what;
+        std::string what = &place == &places.front() ? "embedding, " : "";
+        what += place.layers == 0 ? std::string("no layers")
+                                  : fmt::format("layers {} to {}", place.first_layer,
+                                                place.first_layer + place.layers - 1);
         if (&place == &places.back()) what += ", output";
         text += fmt::format("placed   {}: {}; weights {}, cache {}, peak {}\n", place.device, what,
                             bytes_text(place.weight_bytes), bytes_text(place.kv_bytes),

@@ -61,7 +61,9 @@ void add_result(const json& result, Curves& curves) {
     const double bits = (bits_of(text_of(result, "type_k")) + bits_of(text_of(result, "type_v")));
     const double full = result["kv_bytes_full"].get<double>();
     const bool whole = result["rows"].get<double>() == 0;
-    // The reference itself says nothing of a budget.
+    // The reference itself says nothing of a budget, and a file of scores nothing on another
+    // machine.
+    if (method.find(":heads=") != std::string::npos) return;
     if (method.empty() || bits == 0 || full <= 0 || (whole && bits == 32)) return;
     const auto task = text_of(result, "task");
     auto curve = std::ranges::find_if(curves.curves, [&](const Curve& other) {

@@ -36,9 +36,9 @@ struct Curves {
     std::vector<Curve> curves;
 };
 
-// What results.json of `eval` (one task or several) says of whole tasks. Groups, turns and results
-// without a log-probability are left out. Error (bad_input): no such file, another format, or no
-// result that counts.
+// What results.json of `eval` (one task or several) says of whole tasks. Groups, turns,
+// results without a log-probability and methods with files of their own (:heads=) are left out.
+// Error (bad_input): no such file, another format, or no result that counts.
 Result<Curves> curves_of_results(const nlohmann::json& results);
 // The same methods and tasks from several runs; equal (method, task) pairs: the later one counts.
 // Error (bad_input): another model than that of `into`.

@@ -43,7 +43,8 @@ TEST(Curves, AreReadOutOfResults) {
     json blind = result("snapkv", 16, 0, 0);
     blind.erase("dlogprob");
     const auto curves = curves_of_results(
-        results({part, blind, result("snapkv", 128, -0.1, 0.9), result("snapkv", 32, -1, 0.5),
+        results({part, blind, result("headkv-r2:heads=mine.json", 32, 0, 1),
+                 result("snapkv", 128, -0.1, 0.9), result("snapkv", 32, -1, 0.5),
                  result("snapkv:kv-type=q4_0", 128, -0.2, 0.8, "q4_0"), result("full", 0, 0, 1),
                  result("full:kv-type=q4_0", 0, -0.01, 1, "q4_0")}));
     ASSERT_TRUE(curves) << curves.error().message;
