@@ -111,10 +111,7 @@ Result<ChosenMethod> choose_method(const MethodArguments& arguments, const Model
             others += fmt::format("; {}: {}", best.method, config.error().message);
             continue;
         }
-        auto options = describe(*config);
-        options.erase("rows");
-        options.erase("beta");
-        if (options != best.options) {
+        if (without_budget(describe(*config)) != best.options) {
             others += fmt::format("; {} was measured with other options", best.method);
             continue;
         }

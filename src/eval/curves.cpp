@@ -35,16 +35,6 @@ std::string text_of(const json& object, const char* name) {
     return at != object.end() && at->is_string() ? at->get<std::string>() : std::string();
 }
 
-// What a point's budget decides is no option of its curve.
-json options_of(const json& result) {
-    json options = result.value("options", json());
-    if (options.is_object()) {
-        options.erase("rows");
-        options.erase("beta");
-    }
-    return options;
-}
-
 // Adds one result of a task where it is one that counts.
 void add_result(const json& result, Curves& curves) {
     if (!result.is_object() || !text_of(result, "group").empty()) return;
@@ -72,7 +62,7 @@ void add_result(const json& result, Curves& curves) {
     if (curve == curves.curves.end()) {
         curves.curves.push_back({.method = method,
                                  .task = task,
-                                 .options = options_of(result),
+                                 .options = without_budget(result.value("options", json())),
                                  .whole = whole,
                                  .points = {}});
         curve = std::prev(curves.curves.end());
@@ -160,6 +150,14 @@ std::optional<Read> read_curve(const Curve& curve, double rows, double prompt) {
 }
 
 }  // namespace
+
+json without_budget(json options) {
+    if (options.is_object()) {
+        options.erase("rows");
+        options.erase("beta");
+    }
+    return options;
+}
 
 Result<Curves> curves_of_results(const json& results) {
     if (!results.is_object() || text_of(results, "format") != kResults) {

@@ -36,6 +36,9 @@ struct Curves {
     std::vector<Curve> curves;
 };
 
+// All options of a method but those that its budget decides: a curve has one set of them.
+nlohmann::json without_budget(nlohmann::json options);
+
 // What results.json of `eval` (one task or several) says of whole tasks. Groups, turns,
 // results without a log-probability and methods with files of their own (:heads=) are left out.
 // Error (bad_input): no such file, another format, or no result that counts.
