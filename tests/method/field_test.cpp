@@ -290,6 +290,13 @@ TEST(FieldMethods, RandomDependsOnItsSeedLayerAndHead) {
 
 // --- steps against plain loops, at odd sizes
 
+TEST(FieldSteps, KeyNorm) {
+    const std::vector<float> keys{3, 4, 0, 1, 6, 8};  // one head, three keys: lengths 5, 1 and 10
+    const auto values = score_key_norm(keys, 1, 3);
+    EXPECT_EQ(values, (std::vector<float>{-5, -1, -10}));
+    EXPECT_EQ(select_top_k_window(values, 3, 1, 2), (std::vector<std::int32_t>{1, 2}));
+}
+
 TEST(FieldSteps, KeyScoresMatchPlainLoops) {
     const std::int64_t heads = 3, n = 37, dim = 5;
     const auto keys = naive::random_values(static_cast<std::size_t>(heads * n * dim), 7);
