@@ -159,6 +159,13 @@ public:
     Result<std::vector<float>> log_probabilities(std::span<const Token> text,
                                                  const Progress& progress = {});
 
+    // Mean cosine, over the tokens of `text` but the first, of each query head's value row at a
+    // token with what its attention makes of the rows up to there, in [-1, 1]:
+    // [layers][query_heads]. Same limits and errors as prefill; CPU engine only (bad_input
+    // elsewhere).
+    Result<std::vector<double>> value_cosines(std::span<const Token> text,
+                                              const Progress& progress = {});
+
     void release(SequenceId sequence);  // frees its rows; unknown ids are ignored
     // An independent copy of a sequence (its rows are copied).
     Result<SequenceId> copy(SequenceId sequence);

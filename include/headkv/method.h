@@ -26,6 +26,8 @@ enum class ScoreStep {
                          // (2412.03409): 1 - the share of the rows ranked above
     output_attention,    // window attention, then times |W_o v| (2502.03805)
     expected_attention,  // of queries yet to come, times |v| (2510.00636)
+    token_classes,       // attention that cheaper classes of rows leave out (2310.01801)
+    aligned_attention,   // attention of all queries and of the last ones, of one mean (2412.08521)
     reconstruction,      // the most attention while the model reads its prompt again (2505.23416)
     key_norm,            // -|k|
     key_difference,      // -cos(k, mean direction of the keys) (2504.15364)
@@ -71,6 +73,7 @@ struct Recipe {
     std::string_view summary;     // one sentence
     std::int64_t chunk = 1;       // positions kept together where MethodOptions do not say
     std::int64_t protect = 0;     // first rows that every head keeps whatever MethodOptions say
+    double merge = 0;             // share of MergeRows where MethodOptions do not say
 };
 
 // The table, in display order.
@@ -94,6 +97,17 @@ struct Budget {
         128;  // rows per head (window included, mean over heads) | bytes | 0..1 of the prompt
 };
 
+// Rows of a head, dropped but next in rank, that join the row kept whose key is most like theirs:
+// as many as `amount`, or that share of the rows kept. 0: none.
+struct MergeRows {
+    double amount = 0;
+    bool share = false;
+    bool operator==(const MergeRows&) const = default;
+};
+// "64" rows, "50%" or "0.5" of the rows kept. Error (bad_input): says the form.
+Result<MergeRows> parse_merge_rows(std::string_view text);
+std::string name_of(const MergeRows& rows);
+
 // Defaults are this project's; default_options() has those that a recipe does best with,
 // preset_paper() the paper's.
 struct MethodOptions {
@@ -116,6 +130,19 @@ struct MethodOptions {
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
     std::int64_t seed = 1;   // random: another choice
     std::int64_t sinks = 4;  // sinks_recent: first rows kept (2309.17453)
+    // sinks_recent: keys are turned to where they lie among the rows kept, as if nothing stood
+    // between them (2309.17453). CPU engine only.
+    bool in_cache_positions = false;
+    // token_classes (2310.01801): shares of the prompt that are frequent, and recent; no class has
+    // more rows than `class_rows` (0: the mean rows of the budget); a head needs no more rows once
+    // its class holds `recovery` of its attention (1: the budget alone decides).
+    double frequent = 0.3, local = 0.3;
+    std::int64_t class_rows = 0;
+    double recovery = 1;
+    // What becomes of dropped rows (2412.08521); nothing: the recipe's own. A row whose key has no
+    // cosine above `similarity` with any that is kept is gone. CPU engine only.
+    std::optional<MergeRows> merge = {};
+    double similarity = 0.6;
     std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
 };
 // The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
@@ -153,6 +180,12 @@ struct RowLayout {
 // "256x2": blocks of 256 rows, at most 2 groups a layer. Error (bad_input): says the form.
 Result<RowLayout> parse_row_layout(std::string_view text);
 
+// Positions [begin, end) of a prompt.
+struct PositionSpan {
+    std::int64_t begin = 0, end = 0;
+    bool operator==(const PositionSpan&) const = default;
+};
+
 struct MethodConfig {
     std::string method = "headkv-r2";
     Budget budget;
@@ -164,7 +197,12 @@ struct MethodConfig {
     // anew from them (docs/methods.md). Methods that do not score select by position: they have no
     // use for it and keep none. CPU engine only.
     std::optional<StoreStep> recall = {};
+    // Parts of the prompt that every head keeps, within the budget, as long as the sequence lives.
+    std::vector<PositionSpan> keep = {};
 };
+
+// What a token is, for methods that class rows by it.
+enum class TokenKind : std::uint8_t { text, punctuation, special };
 
 // Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.
 struct Plan {
@@ -179,8 +217,10 @@ struct Plan {
 // What a selection looks at in each layer of a prompt. An engine computes what some method asks
 // for, once a layer for all of them.
 struct LayerNeeds {
-    std::int64_t queries = 0;  // last prompt queries whose attention is observed; 0: none
-    bool squares = false;      // the squares of that attention
+    std::int64_t queries = 0;         // last prompt queries whose attention is observed; 0: none
+    bool squares = false;             // the squares of that attention
+    std::int64_t recent_queries = 0;  // another, shorter such window: LayerView::recent
+    bool token_kinds = false;
     bool keys = false, values = false;
     bool future_queries = false;  // query_mean and query_covariance
     bool output_norms = false;
@@ -209,6 +249,21 @@ struct LayerView {
     // [kv_heads][n]: the highest weight that a row gets from any query of the group while the model
     // reads the prompt again; 0 for the first kSinkQueries rows.
     std::span<const float> reconstruction = {};
+    std::span<const float> recent = {};     // as `observed`, of the last recent_queries
+    std::span<const TokenKind> kinds = {};  // [n], the same in every layer
+};
+
+// Row `from` of a head, which is dropped, joins row `into`, which stays: positions of the prompt.
+struct MergedRow {
+    std::int32_t from = 0, into = 0;
+    bool operator==(const MergedRow&) const = default;
+};
+
+// What a selection makes of one layer: [kv_heads] sorted positions, and what joins them (empty
+// where nothing merges), in order of `into`, then `from`.
+struct LayerChoice {
+    std::vector<std::vector<std::int32_t>> kept;
+    std::vector<std::vector<MergedRow>> merged;
 };
 
 // A recipe bound to a model shape and a prompt length: the pure function that the engine calls once
@@ -217,9 +272,10 @@ class Method {
 public:
     // `row_bytes`: bytes of one row (K and V) as stored; converts byte budgets. `prompt_tokens`
     // >= 1. Errors (bad_input): unknown method, budget below the rows always kept (window and
-    // protected rows, or sinks), even kernel, missing scores, scores of another shape or of the
-    // kind of another recipe ("r" for headkv-r2), options out of range. A budget above the prompt
-    // is no error: runs_as_full() is then true.
+    // protected rows, or sinks, and MethodConfig::keep), options that do not go together, even
+    // kernel, missing scores, scores of another shape or of the kind of another recipe ("r" for
+    // headkv-r2), options out of range. A budget above the prompt is no error: runs_as_full() is
+    // then true.
     static Result<Method> create(const MethodConfig& config, const HeadShape& shape,
                                  std::int64_t prompt_tokens, std::int64_t row_bytes);
 
@@ -237,12 +293,18 @@ public:
     std::int64_t observe_answer() const;
     // Whether the rows of a head are only known once a prompt has been read.
     bool rows_follow_prompt() const;
+    // Whether dropped rows join others, which changes values that are kept.
+    bool merges() const;
+    // Whether keys are to be turned to their places among the rows kept.
+    bool in_cache_positions() const { return config_.options.in_cache_positions; }
 
     // Keep lists of one layer after prefill: [kv_heads] sorted positions.
     // Global allocation: the heads of this layer compete for its share of the budget alone;
     // PromptSelection has all layers compete.
     std::vector<std::vector<std::int32_t>> keep_layer(std::int64_t layer,
                                                       const LayerView& view) const;
+    // The same, with the rows that join them where merges().
+    LayerChoice choose_layer(std::int64_t layer, const LayerView& view) const;
 
     // Rows that a head may hold after a re-selection while decoding, however long the answer.
     // keep_layer never exceeds it and, over all heads, it sums to the budget exactly: the plan of
@@ -253,17 +315,25 @@ public:
 
     // Re-selection while decoding: which of the head's `n` held rows (in position order) stay,
     // sorted indices, exactly min(rows, n). `observed` [group][n]: attention of the last queries.
+    // `positions` [n]: of the rows held; empty: every row since the beginning is.
     std::vector<std::int32_t> keep_head(std::span<const float> observed, std::int64_t n,
-                                        std::int64_t rows) const;
+                                        std::int64_t rows,
+                                        std::span<const std::int32_t> positions = {}) const;
 
 private:
     friend class PromptSelection;
     std::vector<float> values_of(std::int64_t layer, const LayerView& view) const;
+    // What decides between equal values before the position does; empty: nothing.
+    std::vector<float> second_values_of(const LayerView& view) const;
+    bool marked(std::int64_t position) const;
     // Rows of a head that no score decides about: the last of `rows` in all, and the first.
     std::int64_t recent_rows(std::int64_t rows) const;
     std::int64_t protected_rows() const;
     std::vector<std::int64_t> rows_of_layer(std::int64_t layer,
                                             const std::vector<float>& values) const;
+    std::vector<MergedRow> merged_rows(std::span<const float> keys, std::span<const float> values,
+                                       std::int64_t rows,
+                                       const std::vector<std::int32_t>& kept) const;
 
     Recipe recipe_ = {};
     MethodConfig config_;
@@ -271,6 +341,8 @@ private:
     std::int64_t prompt_ = 0;
     double rows_ = 0;
     bool full_ = false;
+    // Positions of MethodConfig::keep that nothing else keeps, and all the others: sorted.
+    std::vector<std::int32_t> marked_, unmarked_;
     Plan plan_;   // for this prompt length (static allocators; adaptive: per-layer totals)
     Plan bound_;  // while decoding, see bound()
 };
@@ -285,6 +357,8 @@ public:
 
     // Keep lists of the next layer, as Method::keep_layer() takes and gives them.
     std::vector<std::vector<std::int32_t>> next(const LayerView& view);
+    // What joins the rows that next() has just kept, [kv_heads]; empty where nothing merges.
+    const std::vector<std::vector<MergedRow>>& merged() const { return merged_; }
 
     // Rows that next() has taken back in an earlier layer, [kv_heads]: sorted indices of those that
     // stay, into the rows held so far.
@@ -296,7 +370,7 @@ public:
 
 private:
     struct Rival {
-        float value = 0;
+        float value = 0, second = 0;
         std::int32_t position = 0;
     };
     using Head = std::vector<Rival>;  // still in, by position
@@ -306,6 +380,7 @@ private:
     std::int64_t recent_, protect_;          // last and first rows of a head, which do not compete
     std::vector<std::vector<Head>> layers_;  // [layers so far][kv_heads]
     std::vector<Cut> cuts_;
+    std::vector<std::vector<MergedRow>> merged_;
     std::int64_t layer_ = 0;
 };
 
@@ -370,6 +445,27 @@ std::vector<float> score_expected_attention(const LayerView& view, const HeadSha
 void rank_by_output(std::span<float> values, std::span<const float> norms, const HeadShape& shape,
                     std::int64_t n, std::int64_t protect,
                     std::span<const std::int64_t> competing_rows);
+// FastGen's classes (2310.01801) as values, [kv_heads][n]. Rows of special tokens, the first
+// `protect` and the last one are class 0, punctuation 1, of the rest the `frequent` ones with the
+// most attention 2, the last `local` rows 3, the others 4. A row's value is the share of the
+// attention that the classes below its own leave out, in the query head of the group that they
+// serve worst: a threshold of 1 - T keeps in every head the cheapest class that holds T for all of
+// them.
+std::vector<float> score_token_classes(const LayerView& view, const HeadShape& shape,
+                                       std::int64_t n, std::int64_t protect, std::int64_t frequent,
+                                       std::int64_t local, GroupReduce reduce);
+// EMS (2412.08521): attention of all queries, each row's divided by the queries that can see it,
+// and that of the last ones, scaled to the same mean before the last `window` rows, and added:
+// [query_heads][n].
+std::vector<float> align_attention(const LayerView& view, const HeadShape& shape, std::int64_t n,
+                                   std::int64_t window);
+// Each of `candidates` (positions, sorted, none in `kept`) with the row kept whose key has the
+// highest cosine with its own (ties: lower position), where that is above `similarity`. `keys`
+// [n][dim] of one head, dim = keys.size() / n. In order of `into`, then `from`.
+std::vector<MergedRow> merge_into_nearest(std::span<const float> keys, std::int64_t n,
+                                          std::span<const std::int32_t> kept,
+                                          std::span<const std::int32_t> candidates,
+                                          double similarity);
 // Numbers in [0, 1) that only depend on seed, layer, head and position: [heads][n].
 std::vector<float> score_random(std::int64_t seed, std::int64_t layer, std::int64_t heads,
                                 std::int64_t n);

@@ -44,11 +44,30 @@ Result<std::vector<Token>> question_prompt(const Model& model, std::string_view 
                                            std::optional<ChatTemplate> chat,
                                            std::string_view system = {});
 
+// A prompt and the parts of it that every head is to keep (MethodConfig::keep).
+struct MarkedPrompt {
+    std::vector<Token> tokens;
+    std::vector<PositionSpan> keep;
+};
+struct KeepParts {
+    bool marks = false;  // what stands between <keep> and </keep>, which are not part of the prompt
+    bool system = false;  // what the template puts in front of the user's text
+};
+// question_prompt(), with the tokens that hold some of those parts. `special`: texts of control
+// tokens become those tokens, without a template. Errors (bad_input): question_prompt's, marks that
+// do not pair, none where there should be some, no template where its part is to be kept.
+Result<MarkedPrompt> marked_prompt(const Model& model, std::string_view document,
+                                   std::string_view question, std::optional<ChatTemplate> chat,
+                                   std::string_view system, const KeepParts& parts,
+                                   bool special = false);
+
 // A further turn of a conversation, for Engine::extend: closes the assistant's turn that is in the
 // cache, adds `user` and opens the next answer.
 std::vector<Token> next_turn_prompt(const Model& model, std::string_view user, ChatTemplate chat);
 
 // Shortens a prompt to `limit` tokens by taking out its middle (as LongBench does).
 std::vector<Token> truncate_middle(std::span<const Token> tokens, std::int64_t limit);
+// The same with the parts to keep, less what was in the middle.
+MarkedPrompt truncate_middle(const MarkedPrompt& prompt, std::int64_t limit);
 
 }  // namespace headkv

@@ -217,10 +217,37 @@ kernels::Rows SequenceCache::rows(std::int64_t layer, std::int64_t head, std::in
 
 void SequenceCache::store(std::int64_t layer, std::int64_t head, std::int64_t index,
                           const float* key, const float* value) {
+    store_key(layer, head, index, key);
+    store_value(layer, head, index, value);
+}
+
+void SequenceCache::store_key(std::int64_t layer, std::int64_t head, std::int64_t index,
+                              const float* key) {
     const auto place = this->head(layer, head);
     assert(index < place.capacity);
     store_rotated(shape_.type_k, key, shape_.dim_k, place.keys + index * shape_.key_bytes());
+}
+
+void SequenceCache::store_value(std::int64_t layer, std::int64_t head, std::int64_t index,
+                                const float* value) {
+    const auto place = this->head(layer, head);
+    assert(index < place.capacity);
     store_rotated(shape_.type_v, value, shape_.dim_v, place.values + index * shape_.value_bytes());
+}
+
+void SequenceCache::average_value(std::int64_t layer, std::int64_t head, std::int64_t index,
+                                  const LayerRows& from, std::span<const std::int32_t> others) {
+    const auto dim = shape_.dim_v;
+    const auto* rows = from.values.data() + head * from.head_rows() * dim;
+    std::vector<float> mean(size(dim)), row(size(dim));
+    const auto add = [&](std::int32_t position) {
+        kernels::best().to_float(rows + position * dim, row.data(), dim);
+        for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += row[d];
+    };
+    add(positions(layer, head)[size(index)]);
+    for (const auto position : others) add(position);
+    for (float& value : mean) value /= static_cast<float>(others.size() + 1);
+    store_value(layer, head, index, mean.data());
 }
 
 void SequenceCache::load(std::int64_t layer, std::int64_t head, std::int64_t index, float* key,

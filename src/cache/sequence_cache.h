@@ -82,6 +82,13 @@ public:
     // capacity.
     void store(std::int64_t layer, std::int64_t head, std::int64_t index, const float* key,
                const float* value);
+    // Its key or its value alone.
+    void store_key(std::int64_t layer, std::int64_t head, std::int64_t index, const float* key);
+    void store_value(std::int64_t layer, std::int64_t head, std::int64_t index, const float* value);
+    // Row `index` of a head, filled from `from`, takes the mean of its value and those of the
+    // positions `others` there (2412.08521); its key stays.
+    void average_value(std::int64_t layer, std::int64_t head, std::int64_t index,
+                       const LayerRows& from, std::span<const std::int32_t> others);
     // Reads row `index` of a head back, not rotated, to [dim_k], [dim_v].
     void load(std::int64_t layer, std::int64_t head, std::int64_t index, float* key,
               float* value) const;

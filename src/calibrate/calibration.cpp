@@ -12,12 +12,13 @@
 namespace headkv {
 namespace {
 
-constexpr std::array<std::pair<ScoreKind, std::string_view>, 5> kKinds = {
+constexpr std::array<std::pair<ScoreKind, std::string_view>, 6> kKinds = {
     {{ScoreKind::r, "r"},
      {ScoreKind::r2, "r2"},
      {ScoreKind::causal, "causal"},
      {ScoreKind::task, "task"},
-     {ScoreKind::icl, "icl"}}};
+     {ScoreKind::icl, "icl"},
+     {ScoreKind::baklava, "baklava"}}};
 
 nlohmann::json to_json(const CalibrationProbe& probe, const ProbeOutcome& outcome) {
     return {{"probe", probe.id},          {"family", probe.family},   {"passed", outcome.passed()},
@@ -74,6 +75,8 @@ std::string_view advice(ScoreKind kind) {
             return "try other rows of --data, or --raw";
         case ScoreKind::icl:
             return "try shorter --lengths";
+        case ScoreKind::baklava:  // no text fails
+            break;
     }
     return "";
 }

@@ -20,7 +20,7 @@
 namespace headkv {
 
 // What the kinds mean: docs/scores.md.
-enum class ScoreKind { r, r2, causal, task, icl };
+enum class ScoreKind { r, r2, causal, task, icl, baklava };
 std::string_view name_of(ScoreKind kind);  // as on the command line and in files
 std::optional<ScoreKind> score_kind_by_name(std::string_view name);
 

@@ -6,6 +6,7 @@
 #include "calibrate/calibration.h"
 #include "calibrate/forced_probes.h"
 #include "calibrate/random.h"
+#include "calibrate/text_probes.h"
 #include "cli/common.h"
 #include "cli/options.h"
 #include "cli/probe_template.h"
@@ -29,6 +30,8 @@ struct Arguments {
 constexpr std::int64_t default_probes = 140;
 // Lists of examples pass more often, and interventions take as long as several probes.
 constexpr std::int64_t default_fewer_probes = 72;
+// Every token of a text is looked at, so few texts tell as much.
+constexpr std::int64_t default_texts = 24;
 
 Result<std::vector<Needle>> chosen_needles(const Arguments& arguments) {
     if (!arguments.needles.empty()) return load_needles(arguments.needles);
@@ -68,7 +71,7 @@ Result<void> check(Arguments& arguments) {
     CalibrationSettings& settings = arguments.settings;
     const auto kind = score_kind_by_name(arguments.kind);
     if (!kind) {
-        return bad_input("--kind {}: unknown; there are r, r2, causal, task and icl",
+        return bad_input("--kind {}: unknown; there are r, r2, causal, task, icl and baklava",
                          arguments.kind);
     }
     settings.kind = *kind;
@@ -112,7 +115,13 @@ struct Work {
     std::vector<ProbeSpec> specs;
     std::optional<Haystack> haystack;
     std::vector<ForcedProbe> forced;
+    std::vector<TextProbe> texts;
 };
+
+Result<Haystack> chosen_haystack(const Arguments& arguments) {
+    return arguments.haystack.empty() ? Result<Haystack>(Haystack::builtin(arguments.settings.seed))
+                                      : Haystack::folder(arguments.haystack);
+}
 
 // Fills `work`, which must not move afterwards.
 Result<void> prepare_needles(const Arguments& arguments, Engine& engine, const Progress& stop,
@@ -121,8 +130,7 @@ Result<void> prepare_needles(const Arguments& arguments, Engine& engine, const P
     auto needles = chosen_needles(arguments);
     if (!needles) return tl::unexpected(needles.error());
     work.needles = std::move(*needles);
-    auto haystack = arguments.haystack.empty() ? Result<Haystack>(Haystack::builtin(settings.seed))
-                                               : Haystack::folder(arguments.haystack);
+    auto haystack = chosen_haystack(arguments);
     if (!haystack) return tl::unexpected(haystack.error());
     work.haystack = std::move(*haystack);
     note_repeated(*work.haystack, engine.model().tokenizer(),
@@ -198,12 +206,33 @@ Result<void> prepare_icl(const Arguments& arguments, Engine& engine, const Progr
     return {};
 }
 
+Result<void> prepare_texts(const Arguments& arguments, Engine& engine, const Progress& stop,
+                           Work& work) {
+    const CalibrationSettings& settings = arguments.settings;
+    const auto haystack = chosen_haystack(arguments);
+    if (!haystack) return tl::unexpected(haystack.error());
+    auto probes = text_probes(engine.model(), *haystack, settings.lengths,
+                              settings.limit > 0 ? settings.limit : default_texts);
+    if (!probes) return tl::unexpected(probes.error());
+    work.texts = std::move(*probes);
+    for (const TextProbe& text : work.texts) work.probes.push_back(text.probe);
+    work.settings = settings_json(settings);
+    work.settings.update({{"chat_template", "raw"},
+                          {"lengths", settings.lengths},
+                          {"haystack", haystack->name()},
+                          {"pass_metric", "every text counts"}});
+    work.runner = engine_text_runner(engine, work.texts, stop);
+    return {};
+}
+
 Result<void> prepare(const Arguments& arguments, Engine& engine, const Progress& stop, Work& work) {
     switch (arguments.settings.kind) {
         case ScoreKind::task:
             return prepare_task(arguments, engine, stop, work);
         case ScoreKind::icl:
             return prepare_icl(arguments, engine, stop, work);
+        case ScoreKind::baklava:
+            return prepare_texts(arguments, engine, stop, work);
         default:
             return prepare_needles(arguments, engine, stop, work);
     }
@@ -263,6 +292,7 @@ Result<void> run(Arguments& arguments) {
         arguments.needles.empty() && settings.kind != ScoreKind::task) {
         const bool fewer = settings.kind == ScoreKind::causal || settings.kind == ScoreKind::icl;
         settings.limit = fewer ? default_fewer_probes : default_probes;
+        if (settings.kind == ScoreKind::baklava) settings.limit = default_texts;
     }
     auto options = arguments.model.engine;
     options.keep_queries = settings.kind != ScoreKind::causal;
@@ -323,7 +353,8 @@ void register_calibrate(CLI::App& app, Status& status) {
     command
         .add_option("--kind", arguments->kind,
                     "r: retrieval, r2: retrieval and reasoning, task: your own examples (--data), "
-                    "icl: in-context examples, causal: what rows gain (docs/scores.md)")
+                    "icl: in-context examples, causal: what rows gain, baklava: what attention "
+                    "changes (docs/scores.md)")
         ->capture_default_str();
     command
         .add_option("--data", arguments->data,
@@ -363,9 +394,10 @@ void register_calibrate(CLI::App& app, Status& status) {
     command
         .add_option(
             "--limit", arguments->settings.limit,
-            fmt::format("most probes, 0: all (default: {}, causal and icl {}; task: all; all "
-                        "if needles, lengths or depths are given)",
-                        default_probes, default_fewer_probes))
+            fmt::format(
+                "most probes, 0: all (default: {}, causal and icl {}, baklava {}; task: all; "
+                "all if needles, lengths or depths are given)",
+                default_probes, default_fewer_probes, default_texts))
         ->check(CLI::NonNegativeNumber)
         ->each([arguments](const std::string&) { arguments->limit_given = true; });
     command

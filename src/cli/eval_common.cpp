@@ -57,6 +57,13 @@ nlohmann::json describe(const MethodConfig& config) {
     add("mix", o.mix, d.mix);
     add("chunk_size", o.chunk, d.chunk);
     add("choice", o.seed, d.seed);
+    add("in_cache_positions", o.in_cache_positions, d.in_cache_positions);
+    if (o.merge) json["merge"] = name_of(*o.merge);
+    add("similarity", o.similarity, d.similarity);
+    add("frequent", o.frequent, d.frequent);
+    add("local", o.local, d.local);
+    add("class_rows", o.class_rows, d.class_rows);
+    add("recovery", o.recovery, d.recovery);
     if (config.store != StoreTypes()) {
         json["type_k"] = name_of(config.store.keys);
         json["type_v"] = name_of(config.store.values);

@@ -194,11 +194,12 @@ Result<void> inspect(const InspectArguments& arguments) {
     if (!engine) return tl::unexpected(engine.error());
     const auto tokens = prompt_tokens(arguments.prompt, *text, **model, 1);
     if (!tokens) return tl::unexpected(tokens.error());
-    const auto config = config_of(arguments, (*model)->info(), *tokens);
+    auto config = config_of(arguments, (*model)->info(), tokens->tokens);
     if (!config) return tl::unexpected(config.error());
-    const auto inspection = inspect_tokens(arguments, **engine, *config, *tokens);
+    config->keep = tokens->keep;
+    const auto inspection = inspect_tokens(arguments, **engine, *config, tokens->tokens);
     if (!inspection) return tl::unexpected(inspection.error());
-    return write_results(arguments, *inspection, *config, *tokens);
+    return write_results(arguments, *inspection, *config, tokens->tokens);
 }
 
 }  // namespace

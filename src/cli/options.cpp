@@ -383,6 +383,24 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "N");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
         "N");
+    add("--positions", a.positions,
+        "streaming-llm and others by position: text (default), or in-cache: keys are turned to "
+        "where they lie among the rows kept (CPU)",
+        "HOW");
+    add("--merge", a.merge,
+        "rows next in rank that join the kept row most like them: a number, or a share of the rows "
+        "kept (0; ems 100%; CPU)",
+        "N|SHARE");
+    add("--similarity", a.similarity,
+        fmt::format("least cosine of keys of rows that merge ({})", d.similarity).c_str(), "C");
+    add("--frequent", a.frequent,
+        fmt::format("fastgen: share of the prompt that is frequent ({})", d.frequent).c_str(), "F");
+    add("--local", a.local,
+        fmt::format("fastgen: share of the prompt that is recent ({})", d.local).c_str(), "F");
+    add("--class-rows", a.class_rows,
+        "fastgen: most frequent, and most recent rows of a head (as many as the budget)", "N");
+    add("--recovery", a.recovery,
+        "fastgen: share of a head's attention that is enough (1: what the budget pays for)", "T");
     add("--reserve", a.reserve,
         fmt::format("rows that a head may gain while decoding ({})", d.reserve).c_str(), "N");
     add("--kv-type", a.kv_type,
@@ -478,6 +496,22 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     take(arguments.mix, options.mix);
     take(arguments.chunk, options.chunk);
     take(arguments.seed, options.seed);
+    take(arguments.similarity, options.similarity);
+    take(arguments.frequent, options.frequent);
+    take(arguments.local, options.local);
+    take(arguments.class_rows, options.class_rows);
+    take(arguments.recovery, options.recovery);
+    if (arguments.merge) {
+        const auto merge = parse_merge_rows(*arguments.merge);
+        if (!merge) return bad_input("--{}", merge.error().message);
+        options.merge = *merge;
+    }
+    if (arguments.positions) {
+        if (*arguments.positions != "text" && *arguments.positions != "in-cache") {
+            return bad_input("--positions {}: give text or in-cache", *arguments.positions);
+        }
+        options.in_cache_positions = *arguments.positions == "in-cache";
+    }
     // The two betas divide different things; --beta means that of the method at hand.
     take(arguments.beta,
          recipe.allocate == AllocateStep::pyramid ? options.pyramid_beta : options.beta);
@@ -608,6 +642,15 @@ void add_prompt_options(CLI::App& command, PromptArguments& arguments) {
     }
     const std::string help = "instead of the model's own: " + names;
     add("--chat-template", arguments.chat_template, help.c_str(), "NAME")->excludes(raw);
+    command
+        .add_flag("--keep-marks", arguments.keep.marks,
+                  "every head keeps what stands between <keep> and </keep> in the prompt")
+        ->group(prompt_group);
+    command
+        .add_flag("--keep-system", arguments.keep.system,
+                  "every head keeps what the chat template puts before the prompt")
+        ->excludes(raw)
+        ->group(prompt_group);
     add("--truncate", arguments.truncate,
         "middle: take out the middle of a prompt that is longer than the context", "HOW")
         ->check(CLI::IsMember({"middle"}));
@@ -651,18 +694,17 @@ Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& argum
     return tl::unexpected(found.error());
 }
 
-Result<std::vector<Token>> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
-                                         const Model& model, std::int64_t reserve) {
+Result<MarkedPrompt> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
+                                   const Model& model, std::int64_t reserve) {
     const auto chat = prompt_template(arguments, model);
     if (!chat) return tl::unexpected(chat.error());
     const bool plain = arguments.raw && arguments.special && text.question.empty();
-    auto tokens =
-        plain ? Result<std::vector<Token>>(model.tokenizer().encode(text.document, true))
-              : question_prompt(model, text.document, text.question, *chat, arguments.system);
-    if (!tokens) return tokens;
-    const auto size = static_cast<std::int64_t>(tokens->size());
+    auto prompt = marked_prompt(model, text.document, text.question, *chat, arguments.system,
+                                arguments.keep, plain);
+    if (!prompt) return prompt;
+    const auto size = static_cast<std::int64_t>(prompt->tokens.size());
     const std::int64_t context = model.info().context;
-    if (context <= 0 || size <= context) return tokens;
+    if (context <= 0 || size <= context) return prompt;
     if (arguments.truncate.empty()) {
         return bad_input(
             "the prompt has {} tokens, {} more than the model's context of {}: shorten it, add "
@@ -671,7 +713,7 @@ Result<std::vector<Token>> prompt_tokens(const PromptArguments& arguments, const
     }
     const std::int64_t limit = std::max<std::int64_t>(context - reserve, context / 2);
     note(fmt::format("{} tokens from the middle of the prompt are left out", size - limit));
-    return truncate_middle(*tokens, limit);
+    return truncate_middle(*prompt, limit);
 }
 
 }  // namespace headkv::cli

@@ -12,6 +12,7 @@
 #include "headkv/engine.h"
 #include "headkv/method.h"
 #include "headkv/model.h"
+#include "headkv/session.h"
 
 namespace headkv::cli {
 
@@ -45,10 +46,13 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve;
-    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall;
+    std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve,
+        class_rows;
+    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall,
+        merge, positions;
     std::optional<std::string> curves;  // --curves FILE, for --method auto
-    std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
+    std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix, similarity, frequent,
+        local, recovery;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
 void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);
@@ -78,6 +82,7 @@ std::vector<std::filesystem::path> score_folders();
 struct PromptArguments {
     std::string document, question, text;  // -f, -q, -p
     bool raw = false, special = false;
+    KeepParts keep;  // --keep-marks, --keep-system
     std::string system, chat_template, truncate;
 };
 void add_prompt_options(CLI::App& command, PromptArguments& arguments);
@@ -92,7 +97,7 @@ Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& argum
                                                     const Model& model);
 // Ids of the prompt, cut to the context where --truncate asks for it, leaving `reserve` tokens for
 // the answer. Error (bad_input): longer than the context; says by how much and what to do.
-Result<std::vector<Token>> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
-                                         const Model& model, std::int64_t reserve);
+Result<MarkedPrompt> prompt_tokens(const PromptArguments& arguments, const PromptText& text,
+                                   const Model& model, std::int64_t reserve);
 
 }  // namespace headkv::cli

@@ -108,10 +108,12 @@ Result<void> load(Job& job) {
     return {};
 }
 
-Result<PrefillResult> prefill(Job& job, const std::vector<Token>& prompt) {
+Result<PrefillResult> prefill(Job& job, const MarkedPrompt& marked) {
+    const auto& prompt = marked.tokens;
     auto configs = method_configs(job.arguments, job.model().info(),
                                   static_cast<std::int64_t>(prompt.size()), job.titles);
     if (!configs) return tl::unexpected(configs.error());
+    for (auto& config : *configs) config.keep = marked.keep;
     ProgressBar bar("reading");
     const PrefillOptions options{.progress = bar.callback(),
                                  .expected_new_tokens = job.arguments.generate.max_tokens};
@@ -202,7 +204,7 @@ Result<void> run_once(Job& job, const PromptText& text) {
         prompt_tokens(job.arguments.prompt, text, job.model(), job.arguments.generate.max_tokens);
     if (!tokens) return tl::unexpected(tokens.error());
     if (job.arguments.show_prompt) {
-        fmt::print(stderr, "{}\n", job.model().tokenizer().decode(*tokens, true));
+        fmt::print(stderr, "{}\n", job.model().tokenizer().decode(tokens->tokens, true));
     }
     const auto prefilled = prefill(job, *tokens);
     if (!prefilled) return tl::unexpected(prefilled.error());

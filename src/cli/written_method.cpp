@@ -46,7 +46,7 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
     if (auto known = check_known(arguments, name); !known) return known;
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 8> integers = {
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 9> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
          {"observe", &arguments.observe},
@@ -54,21 +54,28 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"chunk-size", &arguments.chunk},
          {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
+         {"class-rows", &arguments.class_rows},
          {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 6> reals = {
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 10> reals = {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"temperature", &arguments.temperature},
          {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
+         {"similarity", &arguments.similarity},
+         {"frequent", &arguments.frequent},
+         {"local", &arguments.local},
+         {"recovery", &arguments.recovery},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 7> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 9> names = {
         {{"allocate", &arguments.allocate},
          {"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},
          {"kv-type", &arguments.kv_type},
          {"layout", &arguments.layout},
+         {"merge", &arguments.merge},
+         {"positions", &arguments.positions},
          {"recall", &arguments.recall}}};
     if (name == "heads") {
         arguments.heads = {text};

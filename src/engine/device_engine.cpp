@@ -244,6 +244,16 @@ Result<void> DeviceEngine::supports(const Method& method) {
             "{} lets the rows of all layers compete, which a device does not: use --device cpu",
             method.recipe().name);
     }
+    if (method.merges()) {
+        return bad_input(
+            "merging rows changes values, and rows stay on the device as they are: use --device "
+            "cpu, or leave --merge out");
+    }
+    if (method.in_cache_positions()) {
+        return bad_input(
+            "positions in the cache turn keys, and rows stay on the device as they are: use "
+            "--device cpu, or --positions text");
+    }
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.
@@ -996,7 +1006,7 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
                                       about.places.first[size(i)];
                     flat.insert(flat.end(), row, row + held);
                 }
-                keep[at] = method.keep_head(flat, held, bound);
+                keep[at] = method.keep_head(flat, held, bound, held_positions(sequence, at));
                 less |= static_cast<std::int64_t>(keep[at].size()) < held;
             }
             before += size(about.places.read() * shape_.heads.group());

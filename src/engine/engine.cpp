@@ -18,6 +18,7 @@
 #include "engine/reconstruction.h"
 #include "engine/step_recall.h"
 #include "engine/text_probabilities.h"
+#include "engine/turn_keys.h"
 #include "headkv/sampler.h"
 
 namespace headkv {
@@ -133,7 +134,7 @@ struct Engine::Impl {
     std::vector<std::int64_t> rows_recalled(const Sequence& sequence) const;
     std::optional<StepSelection> begin_selection(Sequence& sequence) const;
     Result<std::vector<float>> recall(SequenceId id, std::span<const Token> turn);
-    void reselect(Sequence& sequence);
+    Result<void> reselect(Sequence& sequence);
     std::vector<std::vector<float>> observed(const Sequence& sequence, std::int64_t layer,
                                              std::int64_t queries) const;
     struct Item {
@@ -449,6 +450,34 @@ Result<std::vector<float>> Engine::log_probabilities(std::span<const Token> text
                                   self.model->info().vocabulary, progress);
 }
 
+Result<std::vector<double>> Engine::value_cosines(std::span<const Token> text,
+                                                  const Progress& progress) {
+    auto& self = *impl_;
+    if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
+    if (self.device) {
+        return bad_input(
+            "what attention makes of values is seen by the CPU's own kernels only: use --device "
+            "cpu");
+    }
+    ValueCosines cosines(self.shape);
+    auto options = self.prefill_options(true);
+    options.cosines = &cosines;
+    auto prefill = Prefill::create(self.pipeline.compute(0), *self.model, text, {}, options);
+    if (!prefill) return tl::unexpected(prefill.error());
+    const auto layers = self.shape.heads.layers;
+    for (bool done = false; !done;) {
+        const auto layer = (*prefill)->layer();
+        const auto step = (*prefill)->step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+        if (progress && (*prefill)->layer() != layer && !progress((*prefill)->layer(), layers)) {
+            return tl::unexpected(
+                Error{ErrorKind::interrupted, "interrupted while reading the text"});
+        }
+    }
+    return cosines.means();
+}
+
 // --- decode
 // ----------------------------------------------------------------------------------------
 
@@ -531,8 +560,9 @@ std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence,
 }
 
 // Cuts every head back to what the method allows it, by the same score and selection as the prompt.
-void Engine::Impl::reselect(Sequence& sequence) {
+Result<void> Engine::Impl::reselect(Sequence& sequence) {
     auto& state = sequence.state;
+    std::vector<KeyTurn> turns;
     const auto heads = shape.heads.kv_heads;
     const auto group = shape.heads.group();
     for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
@@ -551,9 +581,16 @@ void Engine::Impl::reselect(Sequence& sequence) {
                     flat.insert(flat.end(), part.begin(), part.end());
                 }
             }
-            state.cache.keep(layer, head, state.method.keep_head(flat, count, bound));
+            const auto keep =
+                state.method.keep_head(flat, count, bound, state.cache.positions(layer, head));
+            state.cache.keep(layer, head, keep);
+            if (state.method.in_cache_positions()) close_gaps(head, keep, count, turns);
         }
+        auto turned = turn_keys(pipeline.compute(0), model->impl(), layer, turns, state.cache);
+        if (!turned) return turned;
+        turns.clear();
     }
+    return {};
 }
 
 // Whether the next token of a sequence selects its rows from the archive before it attends: with it
@@ -601,7 +638,7 @@ Result<void> Engine::Impl::make_room(Sequence& sequence) {
         // A full cache grows by an eighth: few copies, little waste.
         return state.cache.grow(std::max<std::int64_t>(256, sequence.tokens / 8));
     }
-    reselect(sequence);
+    if (auto done = reselect(sequence); !done) return done;
     if (!state.archive) state.log.resize(1);
     // Heads below their bound (a short prompt) have dropped nothing: they get more memory instead.
     return state.cache.room() > 0 ? Result<void>{} : state.cache.grow(state.reserve);

@@ -114,15 +114,25 @@ Result<std::vector<float>> LayerViews::computed(ggml_tensor* node, ggml_context*
 Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     LayerView view;
     const auto heads = source_.shape.heads.kv_heads;
-    if (needs.queries > 0) {
-        auto& known = observed_[{needs.queries, needs.squares}];
+    const auto attention = [&](std::int64_t queries, bool squares,
+                               std::span<const float>& seen) -> Result<void> {
+        if (queries == 0) return {};
+        auto& known = observed_[{queries, squares}];
         if (known.empty()) {
-            auto made = observed(needs.queries, needs.squares);
+            auto made = observed(queries, squares);
             if (!made) return tl::unexpected(made.error());
             known = std::move(*made);
         }
-        view.observed = known;
+        seen = known;
+        return {};
+    };
+    if (auto seen = attention(needs.queries, needs.squares, view.observed); !seen) {
+        return tl::unexpected(seen.error());
     }
+    if (auto seen = attention(needs.recent_queries, false, view.recent); !seen) {
+        return tl::unexpected(seen.error());
+    }
+    if (needs.token_kinds) view.kinds = source_.kinds;
     if (needs.keys) {
         if (keys_.empty()) {
             keys_ =

@@ -27,6 +27,7 @@ public:
         const Matrix* output = nullptr;                  // the output projection
         const FutureQueries* future = nullptr;           // where a method asks for it
         const Reconstruction* reconstruction = nullptr;  // the same
+        std::span<const TokenKind> kinds = {};           // the same
     };
     // Runs a graph, with memory for its results.
     using Run = std::function<Result<void>(ggml_cgraph*)>;

@@ -6,6 +6,8 @@
 #include <numeric>
 
 #include "engine/layer_views.h"
+#include "engine/token_kinds.h"
+#include "engine/turn_keys.h"
 
 namespace headkv {
 
@@ -22,6 +24,7 @@ Prefill::Prefill(const Compute& compute, const Model& model, std::vector<Prefill
                  const Options& options)
     : compute_(compute),
       model_(model.impl()),
+      tokenizer_(model.tokenizer()),
       targets_(std::move(targets)),
       options_(options),
       work_(compute.backend()) {
@@ -48,7 +51,9 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     for (auto& target : targets_) {
         target.selection.emplace(target.method);
         const auto needs = target.method.needs();
-        window_ = std::max(window_, std::min(tokens_, needs.queries));
+        window_ =
+            std::max(window_, std::min(tokens_, std::max(needs.queries, needs.recent_queries)));
+        if (needs.token_kinds && kinds_.empty()) kinds_ = token_kinds(tokenizer_, prompt);
         if (needs.future_queries && !future_) future_.emplace(shape_);
         if (needs.reconstruction && !reconstruction_) reconstruction_.emplace(shape_, tokens_);
     }
@@ -211,6 +216,10 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
         attention.unpacked = prompt ? packed_tokens_ : row;
         if (prompt) packed_tokens_ = end;
         auto* attended = prefill_attention(c, part.q, stored, attention);
+        if (options_.cosines != nullptr && prompt) {
+            ggml_build_forward_expand(graph,
+                                      options_.cosines->add(c, attended, part.v, layer_, offset));
+        }
         ggml_build_forward_expand(graph, build.finish_layer(layer, x, attended));
     }
     auto done = compute_graph(graph);
@@ -225,15 +234,13 @@ Result<void> Prefill::compress_layer() {
          .queries = {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))},
          .output = &model_.weights.layers[size(layer_)].wo,
          .future = future_ ? &*future_ : nullptr,
-         .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr},
+         .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr,
+         .kinds = kinds_},
         [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
         const auto view = views.of(target.method.needs());
         if (!view) return tl::unexpected(view.error());
-        const auto keep = target.selection->next(*view);
-        if (auto filled = target.cache.fill(layer_, rows(), keep, target.reserve); !filled) {
-            return filled;
-        }
+        if (auto filled = fill(target, *view); !filled) return filled;
         for (const auto& cut : target.selection->cuts()) {
             for (std::size_t head = 0; head < cut.stay.size(); ++head) {
                 target.cache.keep(cut.layer, static_cast<std::int64_t>(head), cut.stay[head]);
@@ -244,7 +251,7 @@ Result<void> Prefill::compress_layer() {
         if (target.archive) {
             std::vector<std::int32_t> every(size(tokens_));
             std::iota(every.begin(), every.end(), 0);
-            const std::vector<std::vector<std::int32_t>> all(keep.size(), every);
+            const std::vector<std::vector<std::int32_t>> all(size(shape_.heads.kv_heads), every);
             if (auto filled = target.archive->fill(layer_, rows(), all, kArchiveReserve); !filled) {
                 return filled;
             }
@@ -256,6 +263,33 @@ Result<void> Prefill::compress_layer() {
     if (future_) future_->clear();
     if (reconstruction_) reconstruction_->clear();
     return {};
+}
+
+// What a method keeps of the layer goes into its cache.
+Result<void> Prefill::fill(PrefillTarget& target, const LayerView& view) {
+    const auto keep = target.selection->next(view);
+    if (auto filled = target.cache.fill(layer_, rows(), keep, target.reserve); !filled) {
+        return filled;
+    }
+    const auto& merged = target.selection->merged();
+    for (std::size_t head = 0; head < merged.size(); ++head) {
+        for (std::size_t i = 0; i < merged[head].size();) {
+            const auto into = merged[head][i].into;
+            std::vector<std::int32_t> others;
+            for (; i < merged[head].size() && merged[head][i].into == into; ++i) {
+                others.push_back(merged[head][i].from);
+            }
+            const auto row = std::lower_bound(keep[head].begin(), keep[head].end(), into);
+            target.cache.average_value(layer_, static_cast<std::int64_t>(head),
+                                       row - keep[head].begin(), rows(), others);
+        }
+    }
+    if (!target.method.in_cache_positions()) return {};
+    std::vector<KeyTurn> turns;
+    for (std::size_t head = 0; head < keep.size(); ++head) {
+        close_gaps(static_cast<std::int64_t>(head), keep[head], tokens_, turns);
+    }
+    return turn_keys(compute_, model_, layer_, turns, target.cache);
 }
 
 Result<std::vector<float>> Prefill::logits(std::int64_t first, std::int64_t count) {

@@ -13,6 +13,7 @@
 #include "engine/future_queries.h"
 #include "engine/graph.h"
 #include "engine/reconstruction.h"
+#include "engine/value_cosines.h"
 #include "headkv/engine.h"
 
 namespace headkv {
@@ -41,6 +42,9 @@ public:
         const kernels::TileKernels* unit = nullptr;
         // What is read behind the prompt in every layer, for methods that need it.
         std::vector<RepeatPiece> repeats = {};
+        // Takes what the attention of every layer gives (with all_tokens); must outlive the
+        // prefill.
+        ValueCosines* cosines = nullptr;
     };
     // Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
@@ -78,10 +82,12 @@ private:
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
+    Result<void> fill(PrefillTarget& target, const LayerView& view);
     Result<void> compute_graph(ggml_cgraph* graph);
 
     const Compute& compute_;
     const Model::Impl& model_;
+    const Tokenizer& tokenizer_;
     std::vector<PrefillTarget> targets_;
     Options options_;
     AttentionShape shape_;
@@ -104,6 +110,7 @@ private:
     std::optional<PackedLayerRows> packed_rows_;    // of layer_, with a matrix unit
     std::optional<FutureQueries> future_;           // of layer_, where a method asks for it
     std::optional<Reconstruction> reconstruction_;  // the same
+    std::vector<TokenKind> kinds_;                  // of the prompt, where a method asks for it
     WorkMemory work_;                               // of the graphs
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 
@@ -57,6 +58,25 @@ Result<void> check_options(const MethodOptions& options) {
                          options.chunk, kWidestKernel);
     }
     if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
+    for (const auto& [name, share] :
+         {std::pair{"frequent", options.frequent}, std::pair{"local", options.local}}) {
+        if (!(share >= 0 && share <= 1)) {
+            return bad_input("{} is {}: it must lie between 0 and 1", name, share);
+        }
+    }
+    if (options.class_rows < 0) {
+        return bad_input("class rows is {}: it must be 0 (the budget's) or more",
+                         options.class_rows);
+    }
+    if (!(options.recovery > 0 && options.recovery <= 1)) {
+        return bad_input("recovery is {}: it must be above 0 and at most 1", options.recovery);
+    }
+    if (options.merge && !(options.merge->amount >= 0 && std::isfinite(options.merge->amount))) {
+        return bad_input("merge is {}: it must be 0 or more", options.merge->amount);
+    }
+    if (!(options.similarity >= -1 && options.similarity <= 1)) {
+        return bad_input("similarity is {}: a cosine lies between -1 and 1", options.similarity);
+    }
     if (options.reserve < 1) {
         return bad_input("reserve is {}: it must be at least 1 row", options.reserve);
     }
@@ -99,6 +119,39 @@ Result<void> check_scores(const Recipe& recipe, bool wrapped, const HeadScores* 
     return check_head_scores(*scores, shape, "", false);
 }
 
+MergeRows merge_of(const Recipe& recipe, const MethodOptions& options) {
+    return options.merge.value_or(MergeRows{recipe.merge, true});
+}
+
+// What only some recipes can do, and what does not go together.
+Result<void> check_together(const Recipe& recipe, const MethodConfig& config) {
+    if (recipe.select == SelectStep::all) return {};  // nothing to turn, nothing to merge
+    const bool by_position = recipe.select == SelectStep::sinks_recent;
+    if (config.options.in_cache_positions && !by_position) {
+        return bad_input(
+            "{} chooses rows by what they hold, which may lie anywhere: positions in the cache are "
+            "for methods that keep first and recent rows, as streaming-llm",
+            recipe.name);
+    }
+    if (merge_of(recipe, config.options).amount == 0) return {};
+    if (by_position) {
+        return bad_input("{} does not rank rows, so none is next to merge: leave merge out",
+                         recipe.name);
+    }
+    if (recipe.allocate == AllocateStep::global) {
+        return bad_input(
+            "{} takes rows back after their layer was read, so a row that others joined may go: "
+            "leave merge out, or give another allocate",
+            recipe.name);
+    }
+    if (config.recall) {
+        return bad_input(
+            "{} cannot merge rows that recall brings back as they were: leave out merge, or recall",
+            recipe.name);
+    }
+    return {};
+}
+
 // Rows of a head that no score decides about; what allocators call the window.
 std::int64_t fewest_rows(const Recipe& recipe, const MethodOptions& options) {
     const std::int64_t protect = std::max(options.protect, recipe.protect);
@@ -126,19 +179,51 @@ std::int64_t chunk_of(const Recipe& recipe, const MethodOptions& options) {
     return options.chunk > 0 ? options.chunk : recipe.chunk;
 }
 
-std::string_view minimum_is(const Recipe& recipe, const MethodOptions& options) {
-    if (recipe.select == SelectStep::sinks_recent) return "the sinks and one recent row";
-    if (recipe.select != SelectStep::top_k_window) return "the fewest rows";
-    return std::max(options.protect, recipe.protect) > 0 ? "the window and the protected rows"
-                                                         : "the window";
+std::string minimum_is(const Recipe& recipe, const MethodOptions& options, std::size_t marked) {
+    std::string text = "the window";
+    if (recipe.select == SelectStep::sinks_recent) {
+        text = "the sinks and one recent row";
+    } else if (recipe.select != SelectStep::top_k_window) {
+        text = "the fewest rows";
+    } else if (std::max(options.protect, recipe.protect) > 0) {
+        text = "the window and the protected rows";
+    }
+    if (marked > 0) text += fmt::format(" and the {} rows marked to be kept", marked);
+    return text;
+}
+
+// Positions of the spans that are in no part of the prompt kept anyway: sorted, each once.
+Result<std::vector<std::int32_t>> marked_positions(const MethodConfig& config, const Recipe& recipe,
+                                                   std::int64_t prompt) {
+    const MethodOptions& options = config.options;
+    const bool windowed = recipe.select == SelectStep::top_k_window;
+    const auto first = recipe.select == SelectStep::sinks_recent
+                           ? options.sinks
+                           : std::max(options.protect, recipe.protect);
+    const auto end = prompt - (windowed ? options.window : 1);
+    std::vector<std::int32_t> positions;
+    for (const PositionSpan& span : config.keep) {
+        if (span.begin < 0 || span.end < span.begin || span.end > prompt) {
+            return bad_input("rows {} to {} are to be kept, the prompt has {}", span.begin,
+                             span.end, prompt);
+        }
+        for (auto i = std::max(span.begin, first); i < std::min(span.end, end); ++i) {
+            positions.push_back(static_cast<std::int32_t>(i));
+        }
+    }
+    std::sort(positions.begin(), positions.end());
+    positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+    return positions;
 }
 
 // Mean rows a head of a budget in any unit, checked against what the recipe must keep.
 Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodOptions& options,
-                       const HeadShape& shape, std::int64_t prompt, std::int64_t row_bytes) {
+                       std::size_t marked, const HeadShape& shape, std::int64_t prompt,
+                       std::int64_t row_bytes) {
     const auto heads = static_cast<double>(shape.layers * shape.kv_heads);
     const auto tokens = static_cast<double>(prompt);
-    const std::int64_t fewest = fewest_rows(recipe, options);
+    const auto fewest = fewest_rows(recipe, options) + static_cast<std::int64_t>(marked);
+    const auto minimum = minimum_is(recipe, options, marked);
     if (!std::isfinite(budget.value) || budget.value <= 0) {
         return bad_input("the budget is {}: it must be above 0", budget.value);
     }
@@ -147,7 +232,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
             // Whole rows in total, so compare those: 15.9999 rows of 16 may round to enough.
             if (total_rows(budget.value, shape) < fewest * shape.layers * shape.kv_heads) {
                 return bad_input("a budget of {} rows is below {} of {}: give at least {} rows",
-                                 budget.value, minimum_is(recipe, options), recipe.name, fewest);
+                                 budget.value, minimum, recipe.name, fewest);
             }
             return budget.value;
         }
@@ -158,7 +243,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
                 return bad_input(
                     "a budget of {} bytes is below {} of {}: give at least {} bytes ({} rows in "
                     "each of {} heads)",
-                    budget.value, minimum_is(recipe, options), recipe.name,
+                    budget.value, minimum, recipe.name,
                     needed * shape.layers * shape.kv_heads * row_bytes, needed, heads);
             }
             return total / heads;
@@ -174,7 +259,7 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
                 return bad_input(
                     "{}% of a prompt of {} tokens is below {} of {}: give at least {:.3g}% ({} "
                     "rows)",
-                    budget.value * 100, prompt, minimum_is(recipe, options), recipe.name,
+                    budget.value * 100, prompt, minimum, recipe.name,
                     std::ceil(1e5 * static_cast<double>(needed) / tokens) / 1e3, needed);
             }
             return total / heads;
@@ -188,9 +273,12 @@ std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape
                            config.options.shrink);
 }
 
-Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape, double rows,
-              std::int64_t limit) {
+// `marked`: rows of every head besides those that the recipe always keeps.
+Plan allocate(const Recipe& recipe, const MethodConfig& config, std::size_t marked,
+              const HeadShape& shape, double rows, std::int64_t limit) {
     const MethodOptions& options = config.options;
+    const auto more = static_cast<std::int64_t>(marked);
+    const auto fewest = fewest_rows(recipe, options) + more;
     switch (recipe.allocate) {
         case AllocateStep::all:
             break;
@@ -199,15 +287,13 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
         case AllocateStep::global:    // the sum of all
             return allocate_uniform(shape, rows, limit);
         case AllocateStep::pyramid:
-            return allocate_pyramid(shape, rows, fewest_rows(recipe, options), options.pyramid_beta,
-                                    limit);
+            return allocate_pyramid(shape, rows, fewest, options.pyramid_beta, limit);
         case AllocateStep::head_importance:
-            return allocate_head_importance(shape, shares_of(config, shape), rows,
-                                            fewest_rows(recipe, options),
+            return allocate_head_importance(shape, shares_of(config, shape), rows, fewest,
                                             importance_beta(options, rows), limit);
         case AllocateStep::binary_heads:
             return allocate_binary_heads(shape, shares_of(config, shape), rows,
-                                         options.sinks + options.window, limit);
+                                         options.sinks + options.window + more, limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
@@ -243,6 +329,30 @@ std::vector<float> competing(const std::vector<float>& values, std::int64_t head
     return rest;
 }
 
+// Of rows [..][n] the columns `chosen`.
+std::vector<float> columns_of(std::span<const float> rows, std::int64_t n,
+                              std::span<const std::int32_t> chosen) {
+    std::vector<float> result;
+    result.reserve(rows.size() / static_cast<std::size_t>(n) * chosen.size());
+    for (auto row = rows; !row.empty(); row = row.subspan(static_cast<std::size_t>(n))) {
+        for (const auto column : chosen) result.push_back(row[static_cast<std::size_t>(column)]);
+    }
+    return result;
+}
+
+// `indices` into `others`, as what they stand for, and `always` with them, sorted.
+std::vector<std::int32_t> with_marked(const std::vector<std::int32_t>& indices,
+                                      std::span<const std::int32_t> others,
+                                      std::span<const std::int32_t> always) {
+    std::vector<std::int32_t> chosen(indices.size()), result;
+    std::transform(indices.begin(), indices.end(), chosen.begin(),
+                   [&](std::int32_t i) { return others[static_cast<std::size_t>(i)]; });
+    result.reserve(chosen.size() + always.size());
+    std::merge(chosen.begin(), chosen.end(), always.begin(), always.end(),
+               std::back_inserter(result));
+    return result;
+}
+
 std::vector<std::int32_t> all_positions(std::int64_t n) {
     std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
     std::iota(positions.begin(), positions.end(), 0);
@@ -274,6 +384,8 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
             recipe.name);
     }
 
+    if (auto ok = check_together(recipe, config); !ok) return tl::unexpected(ok.error());
+
     Method method;
     method.recipe_ = recipe;
     method.config_ = config;
@@ -282,21 +394,30 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     if (recipe.allocate == AllocateStep::all) {
         method.rows_ = static_cast<double>(prompt_tokens);
         method.full_ = true;
-        method.plan_ = allocate(recipe, config, shape, method.rows_, prompt_tokens);
-        method.bound_ = allocate(recipe, config, shape, method.rows_, kUnbounded);
+        method.plan_ = allocate(recipe, config, 0, shape, method.rows_, prompt_tokens);
+        method.bound_ = allocate(recipe, config, 0, shape, method.rows_, kUnbounded);
         return method;
     }
+    auto marked = marked_positions(config, recipe, prompt_tokens);
+    if (!marked) return tl::unexpected(marked.error());
+    method.marked_ = std::move(*marked);
+    const auto always = method.marked_.size();
+    if (always > 0) {
+        const auto all = all_positions(prompt_tokens);
+        std::set_difference(all.begin(), all.end(), method.marked_.begin(), method.marked_.end(),
+                            std::back_inserter(method.unmarked_));
+    }
     const auto rows =
-        rows_of(config.budget, recipe, config.options, shape, prompt_tokens, row_bytes);
+        rows_of(config.budget, recipe, config.options, always, shape, prompt_tokens, row_bytes);
     if (!rows) return tl::unexpected(rows.error());
     method.rows_ = *rows;
     method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
-    method.plan_ = allocate(recipe, config, shape, *rows, prompt_tokens);
+    method.plan_ = allocate(recipe, config, always, shape, *rows, prompt_tokens);
     if (!method.full_) method.plan_ = fit_to_layout(method.plan_, config.layout, prompt_tokens);
     method.bound_ =
-        method.full_
-            ? extend_to_budget(method.plan_, allocate(recipe, config, shape, *rows, kUnbounded))
-            : method.plan_;
+        method.full_ ? extend_to_budget(method.plan_,
+                                        allocate(recipe, config, always, shape, *rows, kUnbounded))
+                     : method.plan_;
     return method;
 }
 
@@ -315,9 +436,17 @@ LayerNeeds Method::needs() const {
             needs.queries =
                 std::min(options.observe > 0 ? options.observe : options.window, prompt_);
             break;
+        case ScoreStep::token_classes:
+            needs.token_kinds = true;
+            [[fallthrough]];
         case ScoreStep::accumulated_attention:
         case ScoreStep::prefix_mass:
             needs.queries = prompt_;
+            break;
+        case ScoreStep::aligned_attention:
+            needs.queries = prompt_;
+            needs.recent_queries =
+                std::min(options.observe > 0 ? options.observe : options.window, prompt_);
             break;
         case ScoreStep::last_query:
             needs.queries = 1;
@@ -335,7 +464,14 @@ LayerNeeds Method::needs() const {
         default:
             break;
     }
+    if (merges()) needs.keys = true;
     return needs;
+}
+
+bool Method::merges() const { return !full_ && merge_of(recipe_, config_.options).amount > 0; }
+
+bool Method::marked(std::int64_t position) const {
+    return std::binary_search(marked_.begin(), marked_.end(), static_cast<std::int32_t>(position));
 }
 
 std::int64_t Method::observe_answer() const {
@@ -387,6 +523,22 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
             values = competing({view.reconstruction.begin(), view.reconstruction.end()},
                                shape_.kv_heads, 0, prompt_ - without);
             break;
+        case ScoreStep::token_classes: {
+            const auto most =
+                options.class_rows > 0 ? options.class_rows : std::llround(std::ceil(rows_));
+            const auto of = [&](double share) {
+                return std::min<std::int64_t>(most,
+                                              std::llround(share * static_cast<double>(prompt_)));
+            };
+            values =
+                score_token_classes(view, shape_, prompt_, protected_rows(), of(options.frequent),
+                                    of(options.local), options.group_reduce);
+            break;
+        }
+        case ScoreStep::aligned_attention:
+            values = score_window(align_attention(view, shape_, prompt_, without), shape_, prompt_,
+                                  without, options.kernel, options.pool, options.group_reduce);
+            break;
         case ScoreStep::random:
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
             break;
@@ -409,7 +561,14 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
     return values;
 }
 
-// Rows of the layer's heads, given their values: the plan's, or what the heads compete for.
+std::vector<float> Method::second_values_of(const LayerView& view) const {
+    if (recipe_.score != ScoreStep::token_classes) return {};
+    return score_window(view.observed, shape_, prompt_, 0, 1, config_.options.pool,
+                        config_.options.group_reduce);
+}
+
+// Rows of the layer's heads, given their values (of unmarked rows): the plan's, or what the heads
+// compete for.
 std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
                                                 const std::vector<float>& values) const {
     const MethodOptions& options = config_.options;
@@ -419,12 +578,14 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
     const auto total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
     const auto protect = protected_rows();
     const auto recent = std::max<std::int64_t>(1, recent_rows(0));
+    const auto marked = std::ssize(marked_);
     // Without Ada-KV's floor and scaling where all layers would compete as they are.
     const bool as_they_are = recipe_.allocate == AllocateStep::global;
-    const auto rivals = prompt_ - recent;  // the values of `top_k` go on to the last row
-    auto wanted = allocate_adaptive(
-        competing(values, shape_.kv_heads, protect, rivals), shape_.kv_heads, total,
-        recent + protect, as_they_are ? 0 : options.floor, !as_they_are && options.normalize);
+    const auto rivals = prompt_ - marked - recent;  // the values of `top_k` go on to the last row
+    auto wanted =
+        allocate_adaptive(competing(values, shape_.kv_heads, protect, rivals), shape_.kv_heads,
+                          total, recent + protect + marked, as_they_are ? 0 : options.floor,
+                          !as_they_are && options.normalize);
     if (recipe_.allocate == AllocateStep::head_importance) {
         std::vector<double> amounts(rows.size());
         std::transform(rows.begin(), rows.end(), wanted.begin(), amounts.begin(),
@@ -439,37 +600,90 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
 
 std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
                                                           const LayerView& view) const {
+    return choose_layer(layer, view).kept;
+}
+
+// Marked rows are taken out, the others chosen as if there were no marked ones, and both put
+// together: with fewer rows for the others, nothing else differs.
+LayerChoice Method::choose_layer(std::int64_t layer, const LayerView& view) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);
-    if (full_) return {heads, all_positions(prompt_)};
+    if (full_) return {{heads, all_positions(prompt_)}, {}};
 
     const MethodOptions& options = config_.options;
-    std::vector<std::vector<std::int32_t>> kept(heads);
+    const auto marked = std::ssize(marked_);
+    const auto n = prompt_ - marked;
+    const auto positions_of = [&](std::vector<std::int32_t> chosen) {
+        return marked == 0 ? std::move(chosen) : with_marked(chosen, unmarked_, marked_);
+    };
+    LayerChoice choice;
+    auto& kept = choice.kept;
+    kept.resize(heads);
     if (recipe_.select == SelectStep::sinks_recent) {
         for (std::size_t head = 0; head < heads; ++head) {
-            kept[head] = select_sinks_recent(prompt_, options.sinks,
-                                             plan_.at(layer, static_cast<std::int64_t>(head)));
+            const auto rows = plan_.at(layer, static_cast<std::int64_t>(head)) - marked;
+            kept[head] = positions_of(select_sinks_recent(n, options.sinks, rows));
         }
-        return kept;
+        return choice;
     }
 
     auto values = values_of(layer, view);
+    std::vector<float> norms;
+    auto output_norms = view.output_norms;
+    if (marked > 0) {
+        const auto scored = std::ssize(values) / shape_.kv_heads;
+        const auto end = std::lower_bound(unmarked_.begin(), unmarked_.end(), scored);
+        values = columns_of(values, scored, {unmarked_.begin(), end});
+        if (!output_norms.empty()) {
+            output_norms = norms = columns_of(output_norms, prompt_, unmarked_);
+        }
+    }
     const auto rows = rows_of_layer(layer, values);
     if (recipe_.score == ScoreStep::output_attention) {
         std::vector<std::int64_t> competing_rows(heads);
         std::transform(rows.begin(), rows.end(), competing_rows.begin(), [&](std::int64_t count) {
-            return std::max<std::int64_t>(0, count - recent_rows(count) - protected_rows());
+            return std::max<std::int64_t>(
+                0, count - marked - recent_rows(count - marked) - protected_rows());
         });
-        rank_by_output(values, view.output_norms, shape_, prompt_, protected_rows(),
-                       competing_rows);
+        rank_by_output(values, output_norms, shape_, n, protected_rows(), competing_rows);
     }
     const std::size_t positions = values.size() / heads;
     std::vector<float> scratch;
     for (std::size_t head = 0; head < heads; ++head) {
-        kept[head] =
-            select_top_k_window(std::span(values).subspan(head * positions, positions), prompt_,
-                                recent_rows(rows[head]), rows[head], protected_rows(), scratch);
+        const auto own = std::span(values).subspan(head * positions, positions);
+        const auto others = rows[head] - marked;
+        auto chosen =
+            select_top_k_window(own, n, recent_rows(others), others, protected_rows(), scratch);
+        if (merges()) {
+            const auto keys = view.keys.size() / heads;
+            choice.merged.push_back(
+                merged_rows(view.keys.subspan(head * keys, keys), own, others, chosen));
+        }
+        kept[head] = positions_of(std::move(chosen));
     }
-    return kept;
+    return choice;
+}
+
+// Of one head: what joins the rows `kept`, which are indices into the unmarked ones, as the
+// `values` are.
+std::vector<MergedRow> Method::merged_rows(std::span<const float> keys,
+                                           std::span<const float> values, std::int64_t rows,
+                                           const std::vector<std::int32_t>& kept) const {
+    const auto merge = merge_of(recipe_, config_.options);
+    const auto n = prompt_ - std::ssize(marked_);
+    const auto all_kept = static_cast<double>(rows + std::ssize(marked_));
+    const auto count = std::min<std::int64_t>(
+        n - rows, std::llround(merge.share ? merge.amount * all_kept : merge.amount));
+    // The best rows and the next: what the best alone have is among them.
+    const auto more =
+        select_top_k_window(values, n, recent_rows(rows), rows + count, protected_rows());
+    std::vector<std::int32_t> next;
+    std::set_difference(more.begin(), more.end(), kept.begin(), kept.end(),
+                        std::back_inserter(next));
+    if (marked_.empty())
+        return merge_into_nearest(keys, prompt_, kept, next, config_.options.similarity);
+    const auto centres = with_marked(kept, unmarked_, marked_);
+    return merge_into_nearest(keys, prompt_, centres, with_marked(next, unmarked_, {}),
+                              config_.options.similarity);
 }
 
 std::int64_t Method::bound(std::int64_t layer, std::int64_t head, std::int64_t kept) const {
@@ -478,18 +692,37 @@ std::int64_t Method::bound(std::int64_t layer, std::int64_t head, std::int64_t k
 }
 
 std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std::int64_t n,
-                                            std::int64_t rows) const {
+                                            std::int64_t rows,
+                                            std::span<const std::int32_t> positions) const {
     if (rows >= n || recipe_.select == SelectStep::all) return all_positions(n);
     const MethodOptions& options = config_.options;
+    std::vector<std::int32_t> always, others;  // indices: marked rows, and all others
+    for (std::int64_t i = 0; i < n && !marked_.empty(); ++i) {
+        const auto position = positions.empty() ? i : positions[static_cast<std::size_t>(i)];
+        (marked(position) ? always : others).push_back(static_cast<std::int32_t>(i));
+    }
+    const auto competing_rows = rows - std::ssize(always), all = n - std::ssize(always);
     if (recipe_.select == SelectStep::sinks_recent) {
-        return select_sinks_recent(n, options.sinks, rows);
+        auto kept = select_sinks_recent(all, options.sinks, competing_rows);
+        return always.empty() ? kept : with_marked(kept, others, always);
     }
     const HeadShape one_head{1, shape_.group(), 1};
     const bool pooled = recipe_.select == SelectStep::top_k_window;
     auto values = score_window(observed, one_head, n, unscored(recipe_, options),
                                pooled ? options.kernel : 1, options.pool, options.group_reduce);
     join_chunks(values, 1, chunk_of(recipe_, options));
-    return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
+    if (always.empty()) {
+        return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
+    }
+    // Those of the window have no value, and none of them is marked but by an answer's growth.
+    const auto scored = std::ssize(values);
+    values.resize(static_cast<std::size_t>(n));
+    values = columns_of(values, n, others);
+    const auto window = n - scored;
+    const auto kept =
+        select_top_k_window(values, all, std::max(window, recent_rows(competing_rows)),
+                            competing_rows, protected_rows());
+    return with_marked(kept, others, always);
 }
 
 }  // namespace headkv

@@ -1,5 +1,6 @@
 // The selection of one prompt; rows of all layers compete where the recipe allocates globally.
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "headkv/method.h"
@@ -16,19 +17,31 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& vi
     cuts_.clear();
     const std::int64_t layer = layer_++;
     if (method_.full_ || method_.recipe_.allocate != AllocateStep::global) {
-        return method_.keep_layer(layer, view);
+        auto choice = method_.choose_layer(layer, view);
+        merged_ = std::move(choice.merged);
+        return std::move(choice.kept);
     }
     const auto heads = static_cast<std::size_t>(method_.shape_.kv_heads);
     const std::int64_t n = method_.prompt_;
     const auto values = method_.values_of(layer, view);
+    const auto seconds = method_.second_values_of(view);
     const std::size_t positions = values.size() / heads;
+    const double recovery = method_.config_.options.recovery;
+    const bool enough = method_.recipe_.score == ScoreStep::token_classes && recovery < 1;
     layers_.emplace_back(heads);
     for (std::size_t head = 0; head < heads; ++head) {
         auto& rivals = layers_.back()[head];
         rivals.reserve(static_cast<std::size_t>(n - recent_ - protect_));
         for (std::int64_t position = protect_; position < n - recent_; ++position) {
-            const float value = values[head * positions + static_cast<std::size_t>(position)];
-            rivals.push_back({lowest_if_nan(value), static_cast<std::int32_t>(position)});
+            const auto at = head * positions + static_cast<std::size_t>(position);
+            Rival rival{lowest_if_nan(values[at]), seconds.empty() ? 0 : lowest_if_nan(seconds[at]),
+                        static_cast<std::int32_t>(position)};
+            if (method_.marked(position)) {
+                rival.value = std::numeric_limits<float>::infinity();  // no other value is
+            } else if (enough && !(static_cast<double>(rival.value) > 1 - recovery)) {
+                continue;  // the cheaper classes hold enough
+            }
+            rivals.push_back(rival);
         }
     }
     const Plan& plan = method_.plan_;
@@ -48,8 +61,8 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& vi
 }
 
 // Drops all rivals but the `count` best, and says in cuts_ which of the earlier layers lost some.
-// Ties: lower position, then lower layer and head. That is one order of all rows, so a row that was
-// dropped would never have come back.
+// Ties: higher second value, lower position, then lower layer and head. That is one order of all
+// rows, so a row that was dropped would never have come back.
 void PromptSelection::keep_best(std::int64_t count) {
     std::vector<float> all, scratch;
     for (const auto& layer : layers_) {
@@ -61,12 +74,16 @@ void PromptSelection::keep_best(std::int64_t count) {
     const Threshold threshold = top_k_threshold(all, count, scratch);
 
     // Of the rows that are as good as the last one that stays, those up to this one stay.
-    using Place = std::tuple<std::int32_t, std::size_t, std::size_t>;  // position, layer, head
+    // -second, position, layer, head
+    using Place = std::tuple<float, std::int32_t, std::size_t, std::size_t>;
+    const auto place = [](const Rival& rival, std::size_t layer, std::size_t head) {
+        return Place(-rival.second, rival.position, layer, head);
+    };
     std::vector<Place> tied;
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
         for (std::size_t head = 0; head < layers_[layer].size(); ++head) {
             for (const Rival& rival : layers_[layer][head]) {
-                if (rival.value == threshold.value) tied.emplace_back(rival.position, layer, head);
+                if (rival.value == threshold.value) tied.push_back(place(rival, layer, head));
             }
         }
     }
@@ -74,8 +91,7 @@ void PromptSelection::keep_best(std::int64_t count) {
     if (ties > 0) std::nth_element(tied.begin(), tied.begin() + (ties - 1), tied.end());
     const auto stays = [&](const Rival& rival, std::size_t layer, std::size_t head) {
         if (rival.value != threshold.value) return rival.value > threshold.value;
-        return ties > 0 &&
-               Place(rival.position, layer, head) <= tied[static_cast<std::size_t>(ties - 1)];
+        return ties > 0 && place(rival, layer, head) <= tied[static_cast<std::size_t>(ties - 1)];
     };
 
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {

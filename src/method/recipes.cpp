@@ -49,6 +49,14 @@ constexpr std::array kRecipes = {
            "Keeps the best rows of all layers and heads together, by squared window attention."},
     Recipe{"prefixkv", ScoreStep::prefix_mass, A::global, S::top_k, kF16, "", "2412.03409",
            "Keeps in every layer the fewest rows that hold the same share of the attention.", 1, 1},
+    Recipe{"fastgen", ScoreStep::token_classes, A::global, S::top_k, kF16, "", "2310.01801",
+           "Keeps in every head the cheapest class of rows (special tokens, punctuation, frequent, "
+           "recent, all) that holds enough of its attention.",
+           1, 4},
+    Recipe{"ems", ScoreStep::aligned_attention, A::uniform, S::top_k_window, kF16, "", "2412.08521",
+           "Keeps the rows that all queries and the last ones attend to; the next in rank join the "
+           "kept row most like them.",
+           1, 0, 1.0},
     Recipe{"chunkkv", ScoreStep::layer_attention, A::uniform, S::top_k_window, kF16, "",
            "2502.00299",
            "As snapkv, with whole chunks of the text, the same in all heads of a layer.", 10},
@@ -67,6 +75,9 @@ constexpr std::array kRecipes = {
     Recipe{"duo-attention", ScoreStep::position, A::binary_heads, S::sinks_recent, kF16, "r",
            "2410.10819",
            "Keeps everything in the heads that retrieve, first and recent rows in the others."},
+    Recipe{"baklava", ScoreStep::position, A::head_importance, S::sinks_recent, kF16, "baklava",
+           "2502.13176",
+           "As streaming-llm, with more rows in heads whose attention changes the values most."},
     Recipe{"keydiff", ScoreStep::key_difference, A::uniform, S::top_k, kF16, "", "2504.15364",
            "Keeps the keys that point away from the mean of all keys; looks at no attention."},
     Recipe{"knorm", ScoreStep::key_norm, A::uniform, S::top_k, kF16, "", "2406.11430",
@@ -123,11 +134,16 @@ std::string_view obstacle(const Recipe& recipe, AllocateStep allocate) {
         case ScoreStep::key_difference:
             if (competes) return "its scores compare keys of one head only";
             break;
+        case ScoreStep::token_classes:
+            return "its classes decide how many rows a head has";
         case ScoreStep::output_attention:
             if (allocate == A::global) return "a head must know its rows to choose half of them";
             break;
         default:
             break;
+    }
+    if (allocate == A::global && recipe.merge > 0) {
+        return "a row that others have joined could not be taken back";
     }
     if (allocate == A::global && recipe.select == S::heavy_recent) {
         return "a head must know its rows, half of which are recent";
@@ -180,25 +196,30 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     if (recipe.select == SelectStep::all) return {};
     std::vector<std::string_view> names;
     const auto add = [&](bool used, std::initializer_list<std::string_view> more) {
-        if (used) names.insert(names.end(), more);
+        for (const auto name : more) {
+            if (used) names.push_back(name);
+        }
     };
     const bool windowed = recipe.select == SelectStep::top_k_window;
     const bool ranked = recipe.select != SelectStep::sinks_recent;
     add(true, {"allocate"});
-    add(!ranked, {"sinks"});
+    add(!ranked, {"sinks", "positions"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.
     add(!windowed && (ranked || recipe.allocate == AllocateStep::binary_heads), {"window"});
     add(ranked, {"group-reduce", "chunk-size"});
-    add(recipe.allocate == AllocateStep::head_importance, {"beta", "mix"});
+    add(recipe.allocate == AllocateStep::head_importance, {"beta"});
+    add(recipe.allocate == AllocateStep::head_importance && ranked, {"mix"});
     add(!recipe.score_kind.empty(), {"temperature", "shrink"});
     add(recipe.allocate == AllocateStep::pyramid, {"beta", "pyramid-beta"});
     add(recipe.allocate == AllocateStep::adaptive ||
-            recipe.allocate == AllocateStep::head_importance,
+            (recipe.allocate == AllocateStep::head_importance && ranked),
         {"floor", "normalize"});
     add(recipe.score == ScoreStep::random, {"choice"});
+    add(recipe.score == ScoreStep::token_classes, {"frequent", "local", "class-rows", "recovery"});
+    add(ranked && recipe.allocate != AllocateStep::global, {"merge", "similarity"});
     add(true, {"reserve"});
     return names;
 }
@@ -210,6 +231,10 @@ double importance_beta(const MethodOptions& options, double rows) {
 MethodOptions default_options(const Recipe& recipe) {
     MethodOptions options;
     if (recipe.allocate != A::head_importance) return options;
+    if (recipe.score_kind == "baklava") {
+        options.beta = 1;  // its scores differ little from head to head: all rows follow them
+        return options;
+    }
     options.window = 8;
     options.observe = 16;
     options.protect = 1;
@@ -250,6 +275,10 @@ std::string_view name_of(ScoreStep step) {
             return "output-attention";
         case ScoreStep::expected_attention:
             return "expected-attention";
+        case ScoreStep::token_classes:
+            return "token-classes";
+        case ScoreStep::aligned_attention:
+            return "aligned-attention";
         case ScoreStep::reconstruction:
             return "reconstruction";
         case ScoreStep::key_norm:

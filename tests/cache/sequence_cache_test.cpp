@@ -372,5 +372,46 @@ TEST(SequenceCache, RowsComeBackOfAnotherCacheWithinTheErrorOfItsType) {
     }
 }
 
+TEST(SequenceCache, ValuesAreAveragedAndKeysStay) {
+    for (const RowType type : {RowType::f16, RowType::q8_0}) {
+        const CacheShape shape{1, 2, 32, 32, type, type};
+        Random random(5);
+        const auto keys = random_values(2 * 9 * 32, random),
+                   values = random_values(2 * 9 * 32, random);
+        const auto half_keys = halves(keys), half_values = halves(values);
+        const LayerRows from{half_keys, half_values, 7, 9};  // two rows that belong to nobody
+        SequenceCache cache(shape), plain(shape);
+        const KeepLists keep = {{1, 3, 6}, {0, 2}};
+        ASSERT_TRUE(cache.fill(0, from, keep, 2));
+        ASSERT_TRUE(plain.fill(0, from, keep, 2));
+        const std::vector<std::int32_t> others = {4, 5};
+        cache.average_value(0, 1, 1, from, others);
+        std::vector<float> mean(32);
+        for (const std::int64_t row : {2, 4, 5}) {
+            for (std::int64_t d = 0; d < 32; ++d) {
+                mean[at(d)] += values[at((9 + row) * 32 + d)] / 3;
+            }
+        }
+        std::vector<float> key(32), value(32), plain_key(32), plain_value(32);
+        for (std::int64_t head = 0; head < 2; ++head) {
+            for (std::int64_t row = 0; row < std::ssize(keep[at(head)]); ++row) {
+                cache.load(0, head, row, key.data(), value.data());
+                plain.load(0, head, row, plain_key.data(), plain_value.data());
+                EXPECT_EQ(key, plain_key);
+                if (head == 1 && row == 1) {
+                    for (std::size_t d = 0; d < 32; ++d) EXPECT_NEAR(value[d], mean[d], 0.3);
+                    EXPECT_NE(value, plain_value);
+                } else {
+                    EXPECT_EQ(value, plain_value);
+                }
+            }
+        }
+        cache.store_key(0, 0, 2, keys.data());
+        cache.load(0, 0, 2, key.data(), value.data());
+        for (std::size_t d = 0; d < 32; ++d) EXPECT_NEAR(key[d], keys[d], 0.3);
+        EXPECT_EQ(cache.held_bytes(), plain.held_bytes());
+    }
+}
+
 }  // namespace
 }  // namespace headkv

@@ -23,7 +23,7 @@ TEST_F(Calibrate, AModelThatAnswersNothingLeavesNoFile) {
 }
 
 TEST_F(Calibrate, BadInputIsOneLine) {
-    expect_refused(calibrate({"--kind", "r3"}), "r, r2, causal, task and icl");
+    expect_refused(calibrate({"--kind", "r3"}), "r, r2, causal, task, icl and baklava");
     expect_refused(calibrate({"--lengths", "-5"}), "--lengths");
     expect_refused(calibrate({"--depths", "101"}), "--depths");
     expect_refused(calibrate({"--families", "riddle"}), "two_hop");
@@ -65,6 +65,32 @@ TEST_F(Calibrate, ATaskOfOnesOwn) {
     expect_refused(run({"-f", path("doc.txt"), "--heads", path("s.json"), "--method", "headkv-r2",
                         "--rows", "20", "-n", "1"}),
                    "use --method headkv-task");
+}
+
+TEST_F(Calibrate, WhatAttentionChanges) {
+    const Ran ran =
+        calibrate({"--kind", "baklava", "--lengths", "40,60", "--limit", "5", "--min-passed", "1"});
+    expect_done(ran);
+    const auto file = nlohmann::json::parse(read_file(path("s.json")));
+    EXPECT_EQ(file["kind"], "baklava");
+    EXPECT_EQ(file["probes"]["passed"], 5);
+    double least = 2, most = 0;
+    for (const auto& layer : file["scores"]) {
+        for (const double score : layer) {
+            least = std::min(least, score);
+            most = std::max(most, score);
+        }
+    }
+    EXPECT_GE(least, 0);
+    EXPECT_LE(most, 2);
+    EXPECT_LT(least, most);
+    expect_done(run({"-f", path("doc.txt"), "--heads", path("s.json"), "--method", "baklava",
+                     "--rows", "20", "-n", "2"}));
+    expect_refused(run({"-f", path("doc.txt"), "--heads", path("s.json"), "--method", "headkv-r2",
+                        "--rows", "20", "-n", "1"}),
+                   "use --method baklava");
+    expect_refused(calibrate({"--kind", "baklava", "--lengths", "1"}), "at least 2 tokens");
+    expect_refused(calibrate({"--kind", "baklava", "--lengths", "999999"}), "context");
 }
 
 TEST_F(Calibrate, BadTaskFiles) {

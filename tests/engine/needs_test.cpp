@@ -144,6 +144,40 @@ TEST_P(Needs, ExpectedAttentionKeepsWhatItsDefinitionKeeps) {
     EXPECT_LT(mean_jaccard(ours, wrong), mean_jaccard(ours, right));
 }
 
+TEST_P(Needs, ValueCosinesFollowTheirDefinition) {
+    const TinyPair pair(GetParam().model, 37);  // chunks of 37: the text is read in four
+    const auto text = random_tokens(143, 6);
+    const auto run = pair.reference->run(text, {.queries = 143});
+    const auto& shape = pair.reference->shape();
+    const auto cosines = pair.engine->value_cosines(text);
+    ASSERT_TRUE(cosines) << cosines.error().message;
+    ASSERT_EQ(std::ssize(*cosines), shape.heads.layers * shape.heads.query_heads);
+    for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
+        const auto& values = run.layers[at(layer)].values;
+        for (std::int64_t head = 0; head < shape.heads.query_heads; ++head) {
+            double mean = 0;
+            for (std::int64_t t = 1; t < 143; ++t) {
+                const auto weights = pair.reference->attention(run, layer, head, t);
+                const auto row = [&](std::int64_t i) {
+                    return row_of(values, head / shape.heads.group() * 143 + i, shape.head_dim_v);
+                };
+                std::vector<double> out(at(shape.head_dim_v));
+                for (std::int64_t i = 0; i <= t; ++i) {
+                    const auto value = row(i);
+                    for (std::size_t d = 0; d < out.size(); ++d) {
+                        out[d] += static_cast<double>(weights[at(i)]) * value[d];
+                    }
+                }
+                const auto own = row(t);
+                mean += dot(own, out) / std::sqrt(dot(own, own) * dot(out, out)) / 142;
+            }
+            EXPECT_NEAR((*cosines)[at(layer * shape.heads.query_heads + head)], mean, 0.01)
+                << layer << " " << head;
+        }
+    }
+    EXPECT_FALSE(pair.engine->value_cosines({}));
+}
+
 TEST_P(Needs, CriticalKvRanksByTheOutputProjection) {
     const TinyPair pair(GetParam().model);
     const auto prompt = random_tokens(143, 4);

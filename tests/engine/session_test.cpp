@@ -146,5 +146,69 @@ TEST(TruncateMiddle, KeepsBothEnds) {
     EXPECT_TRUE(truncate_middle(tokens, 0).empty());
 }
 
+// --- parts of a prompt to keep
+
+struct MarkedPrompts : testing::Test {
+    MarkedPrompt marked(std::string_view document, std::string_view question,
+                        std::optional<ChatTemplate> chat, const KeepParts& parts,
+                        std::string_view system = {}) const {
+        auto made = marked_prompt(*tiny.model, document, question, chat, system, parts);
+        EXPECT_TRUE(made) << (made ? "" : made.error().message);
+        return made ? std::move(*made) : MarkedPrompt();
+    }
+    std::string text(const MarkedPrompt& prompt, const PositionSpan& span) const {
+        const auto tokens = std::span(prompt.tokens)
+                                .subspan(static_cast<std::size_t>(span.begin),
+                                         static_cast<std::size_t>(span.end - span.begin));
+        std::string joined;
+        for (const Token token : tokens) joined += tiny.model->tokenizer().piece(token, true);
+        return joined;
+    }
+
+    TinyPair tiny{TinyModel{}};
+};
+
+TEST_F(MarkedPrompts, HaveTheTokensOfThePromptWithoutMarks) {
+    const std::string plain = "The fox hid the key under the old stone.", asked = "Where is it?";
+    const std::string with = "The fox <keep>hid the key</keep> under the o<keep>ld s</keep>tone.";
+    for (const auto chat : {std::optional<ChatTemplate>(), std::optional(ChatTemplate::chatml),
+                            std::optional(ChatTemplate::llama2_sys_strip)}) {
+        const auto prompt = marked(with, "<keep>Where</keep> is it?", chat, {.marks = true});
+        EXPECT_EQ(prompt.tokens, question_prompt(*tiny.model, plain, asked, chat).value());
+        ASSERT_EQ(prompt.keep.size(), 3U);
+        const std::string parts[] = {"hid the key", "ld s", "Where"};
+        for (std::size_t i = 0; i < 3; ++i) {
+            const auto kept = text(prompt, prompt.keep[i]);
+            EXPECT_NE(kept.find(parts[i]), std::string::npos) << kept;
+            EXPECT_LE(kept.size(), parts[i].size() + 12) << kept;  // the tokens at the borders
+        }
+    }
+    const auto unmarked = marked(with, asked, std::nullopt, {});
+    EXPECT_TRUE(unmarked.keep.empty());
+    EXPECT_EQ(unmarked.tokens, question_prompt(*tiny.model, with, asked, std::nullopt).value());
+}
+
+TEST_F(MarkedPrompts, TheSystemPartIsAllThatStandsBeforeTheUsersText) {
+    const auto prompt =
+        marked(" Tell me.", "", ChatTemplate::chatml, {.system = true}, "You are terse.");
+    ASSERT_EQ(prompt.keep.size(), 1U);
+    EXPECT_EQ(prompt.keep[0].begin, 0);
+    const auto kept = text(prompt, prompt.keep[0]);
+    EXPECT_NE(kept.find("You are terse."), std::string::npos) << kept;
+    EXPECT_NE(kept.find("user"), std::string::npos) << kept;
+    EXPECT_EQ(kept.find("Tell"), std::string::npos) << kept;
+    EXPECT_FALSE(marked_prompt(*tiny.model, "a", "", std::nullopt, "", {.system = true}));
+    EXPECT_FALSE(marked_prompt(*tiny.model, "a", "b", std::nullopt, "", {.marks = true}));
+    EXPECT_FALSE(marked_prompt(*tiny.model, "<keep>a", "b", std::nullopt, "", {.marks = true}));
+}
+
+TEST_F(MarkedPrompts, TruncationMovesWhatStaysAndLosesTheRest) {
+    MarkedPrompt prompt{std::vector<Token>(20), {{1, 3}, {4, 16}, {17, 20}}};
+    const auto cut = truncate_middle(prompt, 10);  // tokens 0..4 and 15..19
+    EXPECT_EQ(cut.tokens.size(), 10U);
+    EXPECT_EQ(cut.keep, (std::vector<PositionSpan>{{1, 3}, {4, 5}, {5, 6}, {7, 10}}));
+    EXPECT_EQ(truncate_middle(prompt, 20).keep, prompt.keep);
+}
+
 }  // namespace
 }  // namespace headkv::test

@@ -164,6 +164,96 @@ TEST(FieldMethods, RowsOfAllLayersFitNoBlocks) {
     EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
 }
 
+TEST(FieldMethods, FastGenKeepsTheCheapestClassThatHoldsEnough) {
+    using K = TokenKind;
+    // Four first rows and the last are class 0 as special tokens are, here row 5; row 6 is a mark;
+    // two rows may be frequent, three recent.
+    const std::vector<K> kinds = {K::text,        K::text, K::text, K::text, K::text, K::special,
+                                  K::punctuation, K::text, K::text, K::text, K::text, K::text};
+    // Attention in percent. Head 0: special rows hold 80, marks 10 more, the frequent rows 4 and 7
+    // 3 each, recent ones (8, 10) the rest. Head 1: special 20, marks 10, the frequent 8 and 7 50.
+    const std::vector<std::vector<float>> observed = {{20, 20, 10, 10, 3, 10, 10, 3, 1, 1, 2, 10},
+                                                      {2, 2, 2, 2, 2, 2, 10, 20, 30, 9, 9, 10}};
+    MethodConfig config;
+    config.method = "fastgen";
+    config.options.class_rows = 2;
+    const auto keep_at = [&](double rows, double recovery = 1) {
+        config.budget.value = rows;
+        config.options.recovery = recovery;
+        PromptSelection selection(Method::create(config, {2, 1, 1}, 12, 1).value());
+        std::vector<Positions> kept;
+        for (const auto& layer : observed) {
+            for (auto& head : selection.next({.observed = layer, .kinds = kinds})) {
+                kept.push_back(std::move(head));
+            }
+            naive::apply(selection.cuts(), 1, kept);
+        }
+        return kept;
+    };
+    // Six rows are special. By what is missing without them, the next are: of head 1 its mark (80
+    // missing), its frequent rows (70), of head 0 its mark (20), of head 1 its recent ones (20).
+    EXPECT_EQ(keep_at(6)[0], (Positions{0, 1, 2, 3, 5, 11}));
+    EXPECT_EQ(keep_at(6)[1], (Positions{0, 1, 2, 3, 5, 11}));
+    auto kept = keep_at(7.5);  // 15 rows: 12 special ones, head 1's mark and frequent rows
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 3, 5, 11}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 3, 5, 6, 7, 8, 11}));
+    // One row less: of the class that is cut the best row stays.
+    EXPECT_EQ(keep_at(7)[1], (Positions{0, 1, 2, 3, 5, 6, 8, 11}));
+    // Enough is enough: special rows hold 80 % of head 0; head 1 needs its frequent ones for that.
+    kept = keep_at(11, 0.75);
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 3, 5, 11}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 2, 3, 5, 6, 7, 8, 11}));
+}
+
+TEST(FieldMethods, FastGenServesTheQueryHeadThatItsClassesServeWorst) {
+    // One KV head, two query heads: the first needs nothing but special rows, the second does.
+    using K = TokenKind;
+    const std::vector<K> kinds = {K::special, K::punctuation, K::text, K::text};
+    const std::vector<float> observed = {1, 0, 0, 0, 0.5F, 0.25F, 0.25F, 0};
+    const auto values = score_token_classes({.observed = observed, .kinds = kinds}, {1, 2, 1}, 4, 0,
+                                            1, 0, GroupReduce::mean);
+    EXPECT_EQ(values, (std::vector<float>{1, 0.5F, 0.25F, 1}));  // the last row is always there
+}
+
+TEST(FieldMethods, EmsAddsBothKindsOfAttentionAndMergesTheNextRows) {
+    MethodOptions options;
+    options.window = 1;
+    options.kernel = 1;
+    // Of all queries, each row's as if all ten saw it, and of the last one, which in head 0 is half
+    // as large before the window.
+    std::vector<float> all = {5, 0, 1, 0, 2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0};
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        all[i] *= static_cast<float>(10 - i % 10) / 10;
+    }
+    const std::vector<float> last = {0, 0, 2.3F, 0, 0, 2.2F, 0, 0, 0, 7,
+                                     9, 0, 0,    0, 0, 0,    0, 0, 0, 7};
+    // Head 0: 5 0 5.6 0 2 4.4 0 1 0; head 1: 9 at row 0 and at row 7.
+    std::vector<float> keys(2 * 10 * 2, 0);
+    const auto key = [&](std::size_t row, float x, float y) {
+        keys[2 * row] = x;
+        keys[2 * row + 1] = y;
+    };
+    key(0, 1, 0);
+    key(2, 0, 1);
+    key(4, 0.1F, 3);  // like that of row 2
+    key(5, 1, 0.5F);  // like that of row 0
+    key(9, -1, -1);
+    const LayerView view{.observed = all, .keys = keys, .recent = last};
+    MethodConfig config;
+    config.method = "ems";
+    config.budget.value = 3;
+    config.options = options;
+    const auto method = Method::create(config, kTwoHeads, kTokens, 1).value();
+    EXPECT_EQ(method.needs().queries, kTokens);
+    EXPECT_EQ(method.needs().recent_queries, 1);
+    const auto choice = method.choose_layer(0, view);
+    EXPECT_EQ(choice.kept[0], (Positions{0, 2, 9}));
+    // The next three are 5, 4 and 7; row 7's key has no direction.
+    EXPECT_EQ(choice.merged[0], (std::vector<MergedRow>{{5, 0}, {4, 2}}));
+    EXPECT_EQ(choice.kept[1], (Positions{0, 7, 9}));
+    EXPECT_TRUE(choice.merged[1].empty());
+}
+
 TEST(FieldMethods, CriticalKvChoosesHalfByWhatRowsAddToTheOutput) {
     MethodOptions options;
     options.window = 1;
@@ -243,6 +333,18 @@ TEST(FieldMethods, DuoAttentionFillsTheImportantHeads) {
         keep("duo-attention", 6, {}, {}, options);  // 12 rows: 2 too few for a full one
     EXPECT_EQ(fewer[0].size(), 6U);
     EXPECT_EQ(fewer[1].size(), 6U);
+}
+
+TEST(FieldMethods, BaklavaGivesHeadsThatChangeTheirValuesMore) {
+    MethodOptions options;
+    options.sinks = 2;
+    options.beta = 1;
+    // Ten rows: 3 each (sinks and the last), four by importance: 0.4 and 3.6.
+    const auto kept = keep("baklava", 5, {}, {}, options);
+    EXPECT_EQ(kept[0], (Positions{0, 1, 9}));
+    EXPECT_EQ(kept[1], (Positions{0, 1, 5, 6, 7, 8, 9}));
+    EXPECT_EQ(default_options(**find_recipe("baklava")).beta, 1);
+    EXPECT_EQ(default_options(**find_recipe("baklava")).protect, 0);
 }
 
 TEST(FieldMethods, KnormKeepsShortKeys) {
@@ -371,6 +473,54 @@ TEST(FieldSteps, ExpectedAttentionMatchesPlainLoops) {
             EXPECT_NEAR(at(scores, head * n + i), right, 1e-6) << head << " " << i;
         }
     }
+}
+
+TEST(FieldSteps, RowsMergeIntoTheNearestKeyAsInPlainLoops) {
+    const std::int64_t n = 41, dim = 5;
+    auto keys = naive::random_values(static_cast<std::size_t>(n * dim), 9);
+    for (std::size_t i = 0; i < keys.size(); i += 2) keys[i] = -keys[i];
+    std::vector<std::int32_t> kept, candidates;
+    for (std::int32_t i = 0; i < n; ++i) (i % 3 == 0 ? kept : candidates).push_back(i);
+    const auto cosine = [&](std::int32_t a, std::int32_t b) {
+        double product = 0, x = 0, y = 0;
+        for (std::int64_t d = 0; d < dim; ++d) {
+            const auto one = static_cast<double>(keys[static_cast<std::size_t>(a * dim + d)]);
+            const auto other = static_cast<double>(keys[static_cast<std::size_t>(b * dim + d)]);
+            product += one * other;
+            x += one * one;
+            y += other * other;
+        }
+        return product / std::sqrt(x * y);
+    };
+    const auto merged = merge_into_nearest(keys, n, kept, candidates, 0.7);
+    EXPECT_TRUE(std::is_sorted(merged.begin(), merged.end(), [](const auto& a, const auto& b) {
+        return std::tie(a.into, a.from) < std::tie(b.into, b.from);
+    }));
+    std::size_t expected = 0;
+    for (const auto from : candidates) {
+        const auto nearest = *std::max_element(
+            kept.begin(), kept.end(),
+            [&](std::int32_t a, std::int32_t b) { return cosine(from, a) < cosine(from, b); });
+        const MergedRow right{from, nearest};
+        const bool close = cosine(from, nearest) > 0.7;
+        expected += close ? 1 : 0;
+        EXPECT_EQ(std::count(merged.begin(), merged.end(), right), close ? 1 : 0) << from;
+    }
+    EXPECT_EQ(merged.size(), expected);
+    EXPECT_GT(expected, 0U);
+    EXPECT_LT(expected, candidates.size());
+}
+
+TEST(FieldSteps, RowsToMergeAreANumberOrAShare) {
+    EXPECT_EQ(parse_merge_rows("64").value(), (MergeRows{64, false}));
+    EXPECT_EQ(parse_merge_rows("50%").value(), (MergeRows{0.5, true}));
+    EXPECT_EQ(parse_merge_rows("0.25").value(), (MergeRows{0.25, true}));
+    EXPECT_EQ(parse_merge_rows("0").value(), (MergeRows{0, false}));
+    for (const char* bad : {"", "%", "-1", "x", "1e99", "nan", "3 rows"}) {
+        EXPECT_FALSE(parse_merge_rows(bad)) << bad;
+    }
+    EXPECT_EQ(name_of(MergeRows{0.5, true}), "50%");
+    EXPECT_EQ(name_of(MergeRows{64, false}), "64");
 }
 
 TEST(FieldSteps, ChunksShareTheirMeanAndTheLastMayBeShort) {

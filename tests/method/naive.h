@@ -47,13 +47,23 @@ struct SomeLayer {
         fill(needs.future_queries, query_covariance, shape.query_heads * kDim * kDim);
         fill(needs.output_norms, output_norms, shape.query_heads * n);
         fill(needs.reconstruction, reconstruction, shape.kv_heads * n);
+        fill(needs.recent_queries > 0, recent, shape.query_heads * n);
+        // Like a text: each ninth token a mark, a few special ones. Not drawn: the same in all
+        // layers.
+        for (std::int64_t i = 0; needs.token_kinds && i < n; ++i) {
+            kinds.push_back(i % 9 == 5    ? TokenKind::punctuation
+                            : i % 97 == 1 ? TokenKind::special
+                                          : TokenKind::text);
+        }
     }
     LayerView view() const {
-        return {observed, keys, values, query_mean, query_covariance, output_norms, reconstruction};
+        return {observed,     keys,           values, query_mean, query_covariance,
+                output_norms, reconstruction, recent, kinds};
     }
 
     std::vector<float> observed, keys, values, query_mean, query_covariance, output_norms,
-        reconstruction;
+        reconstruction, recent;
+    std::vector<TokenKind> kinds;
 };
 
 inline SomeLayer random_layer(const LayerNeeds& needs, const HeadShape& shape, std::int64_t n,

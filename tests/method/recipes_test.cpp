@@ -65,9 +65,11 @@ protected:
     bool full() const { return GetParam().allocate == AllocateStep::all; }
     bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
     // Whether a row that is kept stays when the budget grows: not where heads compete, where some
-    // heads pass to having everything, nor where the recent half grows over what was chosen.
+    // heads pass to having everything, nor where the recent half grows over what was chosen, nor
+    // where classes grow with the budget.
     bool nested() const {
-        return GetParam().allocate != AllocateStep::adaptive &&
+        return GetParam().score != ScoreStep::token_classes &&
+               GetParam().allocate != AllocateStep::adaptive &&
                GetParam().allocate != AllocateStep::binary_heads &&
                GetParam().select != SelectStep::heavy_recent && GetParam().chunk == 1;
     }
@@ -160,8 +162,9 @@ TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
         const auto kept = method.keep_layer(layer, flat.view());
         EXPECT_EQ(kept, tied().keep_layer(layer, flat.view()));
         for (const auto& head : kept) {
-            // Ties go to the lower position: what is kept of the text is its beginning.
-            if (windowed()) {
+            // Ties go to the lower position: what is kept of the text is its beginning. Where even
+            // attention is divided by the queries that see a row, later rows have more.
+            if (windowed() && GetParam().score != ScoreStep::aligned_attention) {
                 EXPECT_EQ(head[head.size() - 9], static_cast<int>(head.size()) - 9);
             }
         }
@@ -188,7 +191,8 @@ TEST_P(EveryRecipe, IsMonotoneInTheBudget) {
 
 TEST_P(EveryRecipe, AHeadLosesAtMostOneRowToRoundingWhenTheBudgetGrows) {
     if (GetParam().allocate == AllocateStep::adaptive ||
-        GetParam().allocate == AllocateStep::binary_heads) {
+        GetParam().allocate == AllocateStep::binary_heads ||
+        GetParam().score == ScoreStep::token_classes) {
         GTEST_SKIP() << "rows move between heads";
     }
     constexpr std::int64_t kShort = 61;
@@ -282,6 +286,7 @@ TEST_P(EveryRecipe, SurvivesBrokenObservations) {
     for (std::size_t i = 0; i < seen.values.size(); i += 17) seen.values[i] = nan;
     for (std::size_t i = 0; i < seen.output_norms.size(); i += 7) seen.output_norms[i] = nan;
     for (std::size_t i = 0; i < seen.reconstruction.size(); i += 5) seen.reconstruction[i] = nan;
+    for (std::size_t i = 0; i < seen.recent.size(); i += 4) seen.recent[i] = nan;
     if (!seen.query_covariance.empty()) seen.query_covariance[5] = nan;
     std::int64_t total = 0;
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
@@ -300,6 +305,105 @@ TEST_P(EveryRecipe, HasALineForTheReader) {
     EXPECT_EQ(recipe.paper.empty(), full() || recipe.score == ScoreStep::random);
     EXPECT_EQ(recipe.score_kind.empty(), recipe.allocate != AllocateStep::head_importance &&
                                              recipe.allocate != AllocateStep::binary_heads);
+}
+
+// --- marked rows, merging, positions in the cache
+
+TEST_P(EveryRecipe, MarkedRowsStayInEveryHeadAtTheSameBudget) {
+    auto config = config_of(GetParam(), 60);
+    // Two of them overlap, one is kept anyway, the first and the last reach into such rows.
+    config.keep = {{0, 12}, {100, 110}, {105, 120}, {250, 250}, {290, kPrompt}};
+    constexpr std::int64_t kMarked = 12 + 20 + 11;
+    const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    const auto kept = keep_all(method, kPrompt);
+    EXPECT_EQ(count(kept), full() ? kPrompt * kHeads : 60 * kHeads);
+    for (const auto& head : kept) {
+        ASSERT_TRUE(strictly_ascending(head));
+        std::int64_t of_spans = 0;
+        for (const auto position : head) {
+            of_spans += position < 12 || (position >= 100 && position < 120) || position >= 290;
+        }
+        EXPECT_EQ(of_spans, kMarked);
+    }
+    // A head that has appended an answer: it gives up others.
+    const auto& held = kept[4];
+    auto positions = held;
+    for (int i = 0; i < 30; ++i) positions.push_back(static_cast<std::int32_t>(kPrompt + i));
+    const auto n = static_cast<std::int64_t>(positions.size());
+    const auto rows = static_cast<std::int64_t>(held.size());
+    const auto observed = naive::random_values(static_cast<std::size_t>(kShape.group() * n), 6);
+    const auto stay = method.keep_head(observed, n, rows, positions);
+    ASSERT_EQ(std::ssize(stay), full() ? n : rows);
+    ASSERT_TRUE(strictly_ascending(stay));
+    EXPECT_EQ(stay.back(), n - 1);
+    for (std::int32_t position : {0, 11, 100, 119, 290, 291}) {
+        const auto at = std::lower_bound(positions.begin(), positions.end(), position);
+        EXPECT_TRUE(std::binary_search(stay.begin(), stay.end(), at - positions.begin()))
+            << position;
+    }
+}
+
+TEST_P(EveryRecipe, MarkedRowsThatTheBudgetCannotHoldAreRefused) {
+    if (full()) GTEST_SKIP() << "everything is kept";
+    auto config = config_of(GetParam(), 60);
+    config.keep = {{50, 120}};
+    for (const auto unit : {Budget::Unit::rows, Budget::Unit::bytes, Budget::Unit::share}) {
+        config.budget.unit = unit;
+        config.budget.value = unit == Budget::Unit::rows    ? 60
+                              : unit == Budget::Unit::bytes ? 60 * kHeads * kRowBytes
+                                                            : 60.0 / kPrompt;
+        const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
+        ASSERT_FALSE(refused);
+        EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+        EXPECT_NE(refused.error().message.find("the 70 rows marked to be kept"), std::string::npos)
+            << refused.error().message;
+    }
+    config.keep = {{50, kPrompt + 1}};
+    EXPECT_FALSE(Method::create(config, kShape, kPrompt, kRowBytes));
+}
+
+TEST_P(EveryRecipe, MergingChangesNoRowThatIsKept) {
+    auto config = config_of(GetParam(), 40);
+    config.options.similarity = 0.5;
+    config.options.merge = MergeRows{0.5, true};
+    const auto made = Method::create(config, kShape, kPrompt, kRowBytes);
+    const bool can = GetParam().select != SelectStep::sinks_recent &&
+                     GetParam().allocate != AllocateStep::global;
+    ASSERT_EQ(made.has_value(), can);
+    if (!can || full()) return;
+    ASSERT_TRUE(made->merges());
+    EXPECT_TRUE(made->needs().keys);
+    config.options.merge = MergeRows{};
+    const auto plain = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    EXPECT_FALSE(plain.merges());
+    const auto seen = layer_of(*made, kPrompt, 77);
+    const auto choice = made->choose_layer(1, seen.view());
+    EXPECT_EQ(choice.kept, plain.keep_layer(1, seen.view()));
+    ASSERT_EQ(choice.merged.size(), 3U);
+    std::size_t merged = 0;
+    for (std::size_t head = 0; head < 3; ++head) {
+        const auto& rows = choice.kept[head];
+        EXPECT_LE(choice.merged[head].size(), (rows.size() + 1) / 2);
+        merged += choice.merged[head].size();
+        for (const auto& row : choice.merged[head]) {
+            EXPECT_FALSE(std::binary_search(rows.begin(), rows.end(), row.from));
+            EXPECT_TRUE(std::binary_search(rows.begin(), rows.end(), row.into));
+        }
+    }
+    EXPECT_GT(merged, 0U);
+    config.options.merge = MergeRows{1, false};
+    config.recall = StoreStep::f16;
+    EXPECT_FALSE(Method::create(config, kShape, kPrompt, kRowBytes));
+}
+
+TEST_P(EveryRecipe, PositionsInTheCacheAreForMethodsByPosition) {
+    auto config = config_of(GetParam(), 40);
+    config.options.in_cache_positions = true;
+    const auto made = Method::create(config, kShape, kPrompt, kRowBytes);
+    ASSERT_EQ(made.has_value(), full() || GetParam().select == SelectStep::sinks_recent);
+    if (!made) {
+        EXPECT_NE(made.error().message.find("streaming-llm"), std::string::npos);
+    }
 }
 
 // --- other allocators
@@ -381,29 +485,15 @@ TEST(Allocators, NeedHeadScoresWhereHeadsAreImportant) {
 TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
     std::vector<std::string_view> names;
     for (const Recipe& recipe : recipes()) names.push_back(recipe.name);
-    EXPECT_EQ(names, (std::vector<std::string_view>{"full",
-                                                    "streaming-llm",
-                                                    "snapkv",
-                                                    "pyramidkv",
-                                                    "ada-kv",
-                                                    "headkv-r",
-                                                    "headkv-r2",
-                                                    "headkv-task",
-                                                    "headkv-icl",
-                                                    "headkv-causal",
-                                                    "h2o",
-                                                    "tova",
-                                                    "kv-compress",
-                                                    "prefixkv",
-                                                    "chunkkv",
-                                                    "criticalkv",
-                                                    "ada-criticalkv",
-                                                    "expected-attention",
-                                                    "kvzip",
-                                                    "duo-attention",
-                                                    "keydiff",
-                                                    "knorm",
-                                                    "random"}));
+    EXPECT_EQ(
+        names,
+        (std::vector<std::string_view>{
+            "full",     "streaming-llm", "snapkv",      "pyramidkv",      "ada-kv",
+            "headkv-r", "headkv-r2",     "headkv-task", "headkv-icl",     "headkv-causal",
+            "h2o",      "tova",          "kv-compress", "prefixkv",       "fastgen",
+            "ems",      "chunkkv",       "criticalkv",  "ada-criticalkv", "expected-attention",
+            "kvzip",    "duo-attention", "baklava",     "keydiff",        "knorm",
+            "random"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
@@ -589,6 +679,12 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.chunk = 5000; }, "chunk");
     with([](auto& o) { o.sinks = -1; }, "sinks");
     with([](auto& o) { o.reserve = 0; }, "reserve");
+    with([](auto& o) { o.frequent = 1.1; }, "frequent");
+    with([](auto& o) { o.local = -0.1; }, "local");
+    with([](auto& o) { o.class_rows = -1; }, "class rows");
+    with([](auto& o) { o.recovery = 0; }, "recovery");
+    with([](auto& o) { o.merge = MergeRows{-1, false}; }, "merge");
+    with([](auto& o) { o.similarity = 1.5; }, "similarity");
 }
 
 TEST_F(Refuses, ScoresThatAreMissingOrOfAnotherShapeOrKind) {

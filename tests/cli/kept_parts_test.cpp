@@ -1,0 +1,115 @@
+// Methods that came after the table's first, through every subcommand; merging, parts of a prompt
+// that stay, and positions in the cache, as a user writes them.
+#include <set>
+
+#include "cli/program.h"
+
+namespace headkv::test {
+namespace {
+
+using Json = nlohmann::json;
+
+class KeptParts : public Program {
+protected:
+    static std::string numbers() {
+        std::string text;
+        for (int i = 0; i < 100; ++i) text += std::to_string(i) + " ";
+        return text;
+    }
+    Ran inspect(const std::string& text, const std::string& method,
+                const Arguments& more = {}) const {
+        Arguments arguments = {"inspect", "-m",    model(),    "-t",   "1",      "-p",
+                               text,      "--raw", "--method", method, "--json", "-"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return call(arguments);
+    }
+    Ran written(const std::string& method, const Arguments& more = {}) const {
+        Arguments arguments = {"-p", numbers(),  "-n",   "3",      "--rows",
+                               "40", "--method", method, "--json", "-"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run(arguments);
+    }
+    static std::int64_t bytes_of(const Ran& ran) {
+        expect_done(ran);
+        return Json::parse(ran.out)["kv"]["bytes"].get<std::int64_t>();
+    }
+};
+
+TEST_F(KeptParts, NewMethodsAndWrappersSpendTheBudgetExactly) {
+    constexpr std::int64_t kBytes = 3 * 2 * 40 * (16 + 16) * 2;
+    for (const char* method :
+         {"fastgen", "fastgen:class-rows=9:frequent=0.1:local=0.1", "ems", "ems:merge=0",
+          "snapkv:merge=50%", "h2o:merge=20:similarity=0.2", "streaming-llm:positions=in-cache"}) {
+        EXPECT_EQ(bytes_of(written(method)), kBytes) << method;
+    }
+    EXPECT_LT(bytes_of(written("fastgen:recovery=0.01")), kBytes);
+    // A flag for all methods that it concerns; the full cache has no use for it.
+    expect_done(run({"-p", numbers(), "-n", "2", "--rows", "40", "--method", "snapkv", "--compare",
+                     "full,tova", "--merge", "10"}));
+}
+
+TEST_F(KeptParts, SaysWhatCannotBe) {
+    expect_refused(written("streaming-llm:merge=5"), "no option merge");
+    expect_refused(written("streaming-llm", {"--merge", "5"}), "does not rank rows");
+    expect_refused(written("kv-compress", {"--merge", "5"}), "takes rows back");
+    expect_refused(written("snapkv:merge=many"), "--merge is many");
+    expect_refused(written("snapkv:merge=5:recall=f16"), "recall");
+    expect_refused(written("snapkv:similarity=2"), "cosine");
+    expect_refused(written("snapkv", {"--positions", "in-cache"}), "streaming-llm");
+    expect_refused(written("streaming-llm:positions=cache"), "text or in-cache");
+    expect_refused(written("fastgen:allocate=uniform"), "its classes decide");
+    expect_refused(written("ems:allocate=global"), "taken back");
+    for (const char* method :
+         {"ems", "fastgen", "snapkv:merge=5", "streaming-llm:positions=in-cache"}) {
+        expect_refused(written(method, {"--stock-ops"}), "--device cpu");
+    }
+}
+
+TEST_F(KeptParts, MarkedPartsStayAndTheMarksGo) {
+    std::string text = numbers();
+    const auto plain = inspect(text, "snapkv", {"--rows", "30"});
+    expect_done(plain);
+    const auto at = text.find("20 ");
+    text.insert(text.find("23 "), "</keep>");
+    text.insert(at, "<keep>");
+    const auto marked = inspect(text, "snapkv", {"--rows", "30", "--keep-marks"});
+    expect_done(marked);
+    const auto before = Json::parse(plain.out), after = Json::parse(marked.out);
+    EXPECT_EQ(before["token_ids"], after["token_ids"]);
+    EXPECT_EQ(before["bytes"], after["bytes"]);
+    EXPECT_NE(before["kept"], after["kept"]);
+    std::set<int> common;  // positions that every head keeps
+    for (int i = 0; i < after["n_tokens"].get<int>(); ++i) common.insert(i);
+    for (const auto& layer : after["kept"]) {
+        for (const auto& head : layer) {
+            const std::set<int> kept(head.begin(), head.end());
+            std::erase_if(common, [&](int position) { return !kept.contains(position); });
+        }
+    }
+    // The window's sixteen rows, and at least a token for each number.
+    EXPECT_GE(common.size(), 16U + 3U);
+    expect_refused(inspect(text, "snapkv", {"--rows", "17", "--keep-marks"}), "marked to be kept");
+    expect_refused(inspect(numbers(), "snapkv", {"--keep-marks"}), "between <keep> and </keep>");
+    expect_refused(inspect("a <keep> b", "snapkv", {"--keep-marks"}), "without </keep>");
+    expect_refused(inspect(numbers(), "snapkv", {"--keep-system"}), "--raw");
+    expect_done(call({"run", "-m", model(), "-t", "1", "-p", numbers(), "--system", "Be terse.",
+                      "--chat-template", "chatml", "--method", "h2o", "--rows", "60", "-n", "2",
+                      "--keep-system"}));
+}
+
+TEST_F(KeptParts, NewMethodsRunThroughEvalAndBench) {
+    const Ran niah = call({"eval", "niah", "-m", model(), "--raw", "-o", path("niah"), "--lengths",
+                           "300", "--limit", "2", "-n", "2", "--rows", "30", "--methods",
+                           "fastgen,ems,snapkv:merge=50%,streaming-llm:positions=in-cache"});
+    expect_done(niah);
+    for (const char* name : {"fastgen", "ems", "snapkv:merge=50%", "positions=in-cache"}) {
+        EXPECT_NE(niah.out.find(name), std::string::npos) << niah.out;
+    }
+    const Ran bench =
+        call({"bench", "-m", model(), "-t", "1", "--depth", "100", "--rows", "30", "--methods",
+              "fastgen,ems,snapkv:merge=50%", "--tokens", "2", "--json", path("b.json")});
+    expect_done(bench);
+}
+
+}  // namespace
+}  // namespace headkv::test
