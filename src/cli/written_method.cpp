@@ -49,21 +49,23 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 8> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
-         {"observe", &arguments.observe},
+         {"skip-tail", &arguments.skip_tail},
          {"kernel", &arguments.kernel},
          {"chunk-size", &arguments.chunk},
          {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
          {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 6> reals = {
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 5> reals = {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"temperature", &arguments.temperature},
-         {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 7> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 10> names = {
         {{"allocate", &arguments.allocate},
+         {"observe", &arguments.observe},
+         {"unit", &arguments.unit},
+         {"shrink", &arguments.shrink},
          {"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/layer_views.h"
+#include "engine/sentences.h"
 
 namespace headkv {
 
@@ -48,7 +49,10 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     for (auto& target : targets_) {
         target.selection.emplace(target.method);
         const auto needs = target.method.needs();
-        window_ = std::max(window_, std::min(tokens_, needs.queries));
+        window_ = std::max(window_, std::min(tokens_, needs.queries + needs.skip));
+        if (needs.sentences && sentences_.empty()) {
+            sentences_ = sentence_starts(*model_.tokenizer, prompt);
+        }
         if (needs.future_queries && !future_) future_.emplace(shape_);
         if (needs.reconstruction && !reconstruction_) reconstruction_.emplace(shape_, tokens_);
     }
@@ -225,7 +229,8 @@ Result<void> Prefill::compress_layer() {
          .queries = {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))},
          .output = &model_.weights.layers[size(layer_)].wo,
          .future = future_ ? &*future_ : nullptr,
-         .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr},
+         .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr,
+         .sentences = sentences_},
         [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
         const auto view = views.of(target.method.needs());
