@@ -107,14 +107,19 @@ struct MergeRows {
 // "64" rows, "50%" or "0.5" of the rows kept. Error (bad_input): says the form.
 Result<MergeRows> parse_merge_rows(std::string_view text);
 std::string name_of(const MergeRows& rows);
+constexpr double kByBudget = -1;  // of MethodOptions::shrink
 
 // Defaults are this project's; default_options() has those that a recipe does best with,
 // preset_paper() the paper's.
 struct MethodOptions {
     std::optional<AllocateStep> allocate = {};  // instead of the recipe's, see with_allocator()
     std::int64_t window = 16;                   // last prompt rows, always kept
-    std::int64_t protect = 0;  // first prompt rows, always kept; in front of the window
-    std::int64_t observe = 0;  // last prompt queries that score; 0: as many as `window`
+    std::int64_t protect = 0;    // first prompt rows, always kept; in front of the window
+    std::int64_t observe = 0;    // last prompt queries that score; 0: as many as `window`
+    std::int64_t skip_tail = 0;  // last prompt tokens whose queries do not: those before them score
+    // The queries of the question score, whatever stands behind it. Where MethodConfig does not say
+    // where it lies, those of `observe` and `skip_tail`.
+    bool observe_question = false;
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;
     double beta =
@@ -124,10 +129,12 @@ struct MethodOptions {
     bool normalize = true;       // adaptive: scale a head's scores by the mass its top rows hold
     GroupReduce group_reduce = GroupReduce::mean;
     double temperature = 1;  // shares of heads by their scores: taken to this power, 0 to 100
-    double shrink = 0;       // the same: 0..1, how far they are moved to equal ones
+    // The same: 0..1, how far they are moved to equal ones; kByBudget: by importance_shrink().
+    double shrink = 0;
     double mix = 0;          // head_importance: 0..1 of a layer's rows that its heads compete for,
                              // as in ada-kv; the rest follows the scores
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
+    bool sentences = false;  // the rows of a sentence do, in place of a chunk's
     std::int64_t seed = 1;   // random: another choice
     std::int64_t sinks = 4;  // sinks_recent: first rows kept (2309.17453)
     // sinks_recent: keys are turned to where they lie among the rows kept, as if nothing stood
@@ -145,10 +152,17 @@ struct MethodOptions {
     double similarity = 0.6;
     std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
 };
+// The share of all importance that the most important tenth of the query heads (at least one) has.
+double importance_concentration(const HeadScores& scores);
 // The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
 // within 2 and 5. Where rows are few, the important heads must have most of them; the more there
-// are, the less is gained by starving the others (docs/results.md).
-double importance_beta(const MethodOptions& options, double rows);
+// are, the less is gained by starving the others (docs/results.md). `scores`: those that allocate;
+// null where none do.
+double importance_beta(const MethodOptions& options, double rows, const HeadScores* scores);
+// The shrink of the shares of heads at a mean of `rows` a head: the one of the options, or
+// 1 - 64 / rows, 0 up to 64 rows. Where all heads have many rows, there is little to be won by
+// differences and an unusual prompt to be lost.
+double importance_shrink(const MethodOptions& options, double rows);
 // The options that a recipe does best with (docs/results.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
 // every head (few rows starve heads of the one they look at when there is nothing to look at), and
@@ -185,6 +199,13 @@ struct PositionSpan {
     std::int64_t begin = 0, end = 0;
     bool operator==(const PositionSpan&) const = default;
 };
+// Where a prompt's question lies, counted from the prompt's end, so that it does not move when the
+// text before it is cut.
+struct QuestionPart {
+    std::int64_t tokens = 0;  // of the question; 0: not known
+    std::int64_t tail = 0;    // behind it: the end of a chat template, or "Answer:"
+    bool operator==(const QuestionPart&) const = default;
+};
 
 struct MethodConfig {
     std::string method = "headkv-r2";
@@ -199,6 +220,7 @@ struct MethodConfig {
     std::optional<StoreStep> recall = {};
     // Parts of the prompt that every head keeps, within the budget, as long as the sequence lives.
     std::vector<PositionSpan> keep = {};
+    QuestionPart question = {};  // of the prompt at hand, for MethodOptions::observe_question
 };
 
 // What a token is, for methods that class rows by it.
@@ -217,14 +239,16 @@ struct Plan {
 // What a selection looks at in each layer of a prompt. An engine computes what some method asks
 // for, once a layer for all of them.
 struct LayerNeeds {
-    std::int64_t queries = 0;         // last prompt queries whose attention is observed; 0: none
+    std::int64_t queries = 0;         // prompt queries whose attention is observed; 0: none
+    std::int64_t skip = 0;            // tokens behind the last of them
     bool squares = false;             // the squares of that attention
-    std::int64_t recent_queries = 0;  // another, shorter such window: LayerView::recent
+    std::int64_t recent_queries = 0;  // the last ones, a shorter window: LayerView::recent
     bool token_kinds = false;
     bool keys = false, values = false;
     bool future_queries = false;  // query_mean and query_covariance
     bool output_norms = false;
     bool reconstruction = false;  // the prompt is read again behind itself: twice the work
+    bool sentences = false;
     bool operator==(const LayerNeeds&) const = default;
 };
 
@@ -234,8 +258,9 @@ constexpr std::int64_t kFuturePositions = 512;
 // What was seen in one layer of a prompt of n tokens, f32. What needs() does not ask for may be
 // empty.
 struct LayerView {
-    // [query_heads][n]: attention of the last LayerNeeds::queries queries (softmax over all keys,
-    // causal inside the window), or its squares, mean over those queries.
+    // [query_heads][n]: attention of LayerNeeds::queries queries, behind which LayerNeeds::skip
+    // more tokens stand (softmax over all keys up to the query's own), or its squares, mean over
+    // those queries.
     std::span<const float> observed = {};
     std::span<const float> keys = {};    // [kv_heads][n][dim_k], after RoPE
     std::span<const float> values = {};  // [kv_heads][n][dim_v]
@@ -251,6 +276,8 @@ struct LayerView {
     std::span<const float> reconstruction = {};
     std::span<const float> recent = {};     // as `observed`, of the last recent_queries
     std::span<const TokenKind> kinds = {};  // [n], the same in every layer
+    // Where the prompt's sentences begin, ascending from 0; nothing where they are not known.
+    std::span<const std::int32_t> sentences = {};
 };
 
 // Row `from` of a head, which is dropped, joins row `into`, which stays: positions of the prompt.
@@ -478,6 +505,9 @@ void rank_by_prefix_mass(std::span<float> values, std::int64_t heads);
 // In place, values [heads][n]: every position gets the mean of its chunk of `chunk` positions, so
 // that chunks stay or go as a whole (but for one that the budget cuts).
 void join_chunks(std::span<float> values, std::int64_t heads, std::int64_t chunk);
+// The same with chunks that begin at `starts`, ascending from 0.
+void join_sentences(std::span<float> values, std::int64_t heads,
+                    std::span<const std::int32_t> starts);
 
 // The first `protect` rows, the window, and the best positions between them (ties: lower position)
 // up to `rows` in all, sorted. Fewer rows than those always kept: the window goes first.

@@ -60,6 +60,10 @@ Result<MarkedPrompt> marked_prompt(const Model& model, std::string_view document
                                    std::string_view question, std::optional<ChatTemplate> chat,
                                    std::string_view system, const KeepParts& parts,
                                    bool special = false);
+// Where the question lies in such a prompt, whatever the document; nothing without a question or
+// without a document, where all of the prompt is question.
+QuestionPart question_part(const Model& model, std::string_view document, std::string_view question,
+                           std::optional<ChatTemplate> chat, std::string_view system = {});
 
 // A further turn of a conversation, for Engine::extend: closes the assistant's turn that is in the
 // cache, adds `user` and opens the next answer.

@@ -38,7 +38,7 @@ nlohmann::json describe(const MethodConfig& config) {
                            {"observe", o.observe},
                            {"kernel", o.kernel},
                            {"pool", o.pool == Pool::max ? "max" : "avg"},
-                           {"beta", importance_beta(o, config.budget.value)},
+                           {"beta", importance_beta(o, config.budget.value, config.scores.get())},
                            {"pyramid_beta", o.pyramid_beta},
                            {"floor", o.floor},
                            {"normalize", o.normalize},
@@ -54,6 +54,9 @@ nlohmann::json describe(const MethodConfig& config) {
     if (o.allocate) json["allocate"] = name_of(*o.allocate);
     add("temperature", o.temperature, d.temperature);
     add("shrink", o.shrink, d.shrink);
+    add("skip_tail", o.skip_tail, d.skip_tail);
+    add("observe_question", o.observe_question, d.observe_question);
+    add("sentences", o.sentences, d.sentences);
     add("mix", o.mix, d.mix);
     add("chunk_size", o.chunk, d.chunk);
     add("choice", o.seed, d.seed);

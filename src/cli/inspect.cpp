@@ -39,7 +39,8 @@ double beta_of(const MethodConfig& config, double rows) {
     const auto recipe = find_recipe(config.method);
     const bool pyramid =
         recipe && config.options.allocate.value_or((*recipe)->allocate) == AllocateStep::pyramid;
-    return pyramid ? config.options.pyramid_beta : importance_beta(config.options, rows);
+    return pyramid ? config.options.pyramid_beta
+                   : importance_beta(config.options, rows, config.scores.get());
 }
 
 // Tokens as text; a character that is split over tokens becomes one piece.
@@ -197,6 +198,7 @@ Result<void> inspect(const InspectArguments& arguments) {
     auto config = config_of(arguments, (*model)->info(), tokens->tokens);
     if (!config) return tl::unexpected(config.error());
     config->keep = tokens->keep;
+    config->question = prompt_question(arguments.prompt, *text, **model);
     const auto inspection = inspect_tokens(arguments, **engine, *config, tokens->tokens);
     if (!inspection) return tl::unexpected(inspection.error());
     return write_results(arguments, *inspection, *config, tokens->tokens);

@@ -29,10 +29,12 @@ ordered_json options_of(const Recipe& recipe) {
                                    {"window", d.window},
                                    {"protect", std::max(recipe.protect, d.protect)},
                                    {"observe", d.observe},
+                                   {"skip-tail", d.skip_tail},
                                    {"kernel", d.kernel},
                                    {"pool", name_of(d.pool)},
                                    {"group-reduce", name_of(d.group_reduce)},
                                    {"chunk-size", recipe.chunk},
+                                   {"unit", d.sentences ? "sentence" : "row"},
                                    {"beta", pyramid       ? ordered_json(d.pyramid_beta)
                                             : d.beta == 0 ? ordered_json("rows / 32, from 2 to 5")
                                                           : ordered_json(d.beta)},

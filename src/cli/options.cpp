@@ -83,6 +83,25 @@ Result<std::shared_ptr<const HeadScores>> scores_of(const MethodArguments& argum
     return std::make_shared<const HeadScores>(std::move(*found));
 }
 
+Result<std::int64_t> queries_to_observe(std::string_view text) {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0) {
+        return bad_input("--observe {} is unknown: give 0 or more queries, or question", text);
+    }
+    return value;
+}
+
+Result<double> share_or_auto(std::string_view text) {
+    if (text == "auto") return kByBudget;
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || !(value >= 0 && value <= 1)) {
+        return bad_input("--shrink {} is unknown: give 0 to 1, or auto", text);
+    }
+    return value;
+}
+
 Result<Pool> parse_pool(const std::string& name) {
     if (name == "max") return Pool::max;
     if (name == "avg" || name == "mean") return Pool::avg;
@@ -349,7 +368,14 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
             .c_str(),
         "N");
     add("--observe", a.observe,
-        fmt::format("last prompt queries that score (as many as the window; headkv {})", h.observe)
+        fmt::format("last prompt queries that score (as many as the window; headkv {}); question: "
+                    "those of the question",
+                    h.observe)
+            .c_str(),
+        "N|question");
+    add("--skip-tail", a.skip_tail,
+        fmt::format("last prompt tokens whose queries do not score, such as a template's end ({})",
+                    d.skip_tail)
             .c_str(),
         "N");
     add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
@@ -371,7 +397,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
     add("--temperature", a.temperature,
         fmt::format("head scores are taken to this power ({})", d.temperature).c_str(), "T");
     add("--shrink", a.shrink,
-        fmt::format("0 to 1: moves head scores towards equal ones ({})", d.shrink).c_str(), "S");
+        fmt::format("0 to 1: moves head scores towards equal ones ({}); auto: 1 - 64 / rows",
+                    d.shrink)
+            .c_str(),
+        "S|auto");
     add("--mix", a.mix,
         fmt::format("0 to 1: part of a layer's rows that its heads compete for, besides their "
                     "scores ({})",
@@ -379,6 +408,7 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
             .c_str(),
         "M");
     add("--chunk-size", a.chunk, "positions that stay or go together (chunkkv 10, others 1)", "N");
+    add("--unit", a.unit, "what stays or goes as a whole: row (default) or sentence", "NAME");
     add("--choice", a.seed, fmt::format("random: another choice of rows ({})", d.seed).c_str(),
         "N");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
@@ -486,13 +516,25 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     take(arguments.window, options.window);
     if (arguments.window) options.observe = 0;  // as many as the window, if nobody says otherwise
     take(arguments.protect, options.protect);
-    take(arguments.observe, options.observe);
+    if (arguments.observe) {
+        options.observe_question = *arguments.observe == "question";
+        if (!options.observe_question) {
+            const auto queries = queries_to_observe(*arguments.observe);
+            if (!queries) return tl::unexpected(queries.error());
+            options.observe = *queries;
+        }
+    }
+    take(arguments.skip_tail, options.skip_tail);
     take(arguments.kernel, options.kernel);
     take(arguments.sinks, options.sinks);
     take(arguments.reserve, options.reserve);
     take(arguments.floor, options.floor);
     take(arguments.temperature, options.temperature);
-    take(arguments.shrink, options.shrink);
+    if (arguments.shrink) {
+        const auto shrink = share_or_auto(*arguments.shrink);
+        if (!shrink) return tl::unexpected(shrink.error());
+        options.shrink = *shrink;
+    }
     take(arguments.mix, options.mix);
     take(arguments.chunk, options.chunk);
     take(arguments.seed, options.seed);
@@ -525,6 +567,12 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
         const auto reduce = parse_group_reduce(*arguments.group_reduce);
         if (!reduce) return tl::unexpected(reduce.error());
         options.group_reduce = *reduce;
+    }
+    if (arguments.unit) {
+        if (*arguments.unit != "row" && *arguments.unit != "sentence") {
+            return bad_input("--unit {} is unknown: give row or sentence", *arguments.unit);
+        }
+        options.sentences = *arguments.unit == "sentence";
     }
     if (arguments.normalize) {
         if (*arguments.normalize != "yes" && *arguments.normalize != "no") {
@@ -692,6 +740,13 @@ Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& argum
         found.error().message += "; --raw goes without a template";
     }
     return tl::unexpected(found.error());
+}
+
+QuestionPart prompt_question(const PromptArguments& arguments, const PromptText& text,
+                             const Model& model) {
+    const auto chat = prompt_template(arguments, model);
+    if (!chat || (arguments.raw && arguments.special)) return {};
+    return question_part(model, text.document, text.question, *chat, arguments.system);
 }
 
 Result<MarkedPrompt> prompt_tokens(const PromptArguments& arguments, const PromptText& text,

@@ -46,13 +46,13 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, protect, observe, kernel, chunk, seed, sinks, reserve,
+    std::optional<std::int64_t> window, protect, skip_tail, kernel, chunk, seed, sinks, reserve,
         class_rows;
-    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall,
-        merge, positions;
+    std::optional<std::string> allocate, observe, pool, group_reduce, unit, shrink, normalize,
+        kv_type, layout, recall, merge, positions;
     std::optional<std::string> curves;  // --curves FILE, for --method auto
-    std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix, similarity, frequent,
-        local, recovery;
+    std::optional<double> beta, pyramid_beta, floor, temperature, mix, similarity, frequent, local,
+        recovery;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
 void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);
@@ -95,6 +95,9 @@ Result<PromptText> read_prompt(const PromptArguments& arguments);
 // Nothing with --raw; else --chat-template, or what the model brings.
 Result<std::optional<ChatTemplate>> prompt_template(const PromptArguments& arguments,
                                                     const Model& model);
+// Where the question lies in the prompt; nothing where there is none or no document.
+QuestionPart prompt_question(const PromptArguments& arguments, const PromptText& text,
+                             const Model& model);
 // Ids of the prompt, cut to the context where --truncate asks for it, leaving `reserve` tokens for
 // the answer. Error (bad_input): longer than the context; says by how much and what to do.
 Result<MarkedPrompt> prompt_tokens(const PromptArguments& arguments, const PromptText& text,

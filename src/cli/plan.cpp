@@ -154,7 +154,7 @@ Result<Allocation> ours(const PlanArguments& arguments, HeadScores scores) {
         beta = config.options.pyramid_beta = arguments.beta.value_or(config.options.pyramid_beta);
     } else if ((*recipe)->allocate == AllocateStep::head_importance) {
         config.options.beta = arguments.beta.value_or(config.options.beta);
-        beta = importance_beta(config.options, arguments.rows);
+        beta = importance_beta(config.options, arguments.rows, &scores);
     }
     scores.shape.kv_heads = 0;  // what the heads are here was settled with the shape
     config.scores = std::make_shared<const HeadScores>(std::move(scores));

@@ -108,12 +108,16 @@ Result<void> load(Job& job) {
     return {};
 }
 
-Result<PrefillResult> prefill(Job& job, const MarkedPrompt& marked) {
+Result<PrefillResult> prefill(Job& job, const PromptText& text, const MarkedPrompt& marked) {
     const auto& prompt = marked.tokens;
     auto configs = method_configs(job.arguments, job.model().info(),
                                   static_cast<std::int64_t>(prompt.size()), job.titles);
     if (!configs) return tl::unexpected(configs.error());
-    for (auto& config : *configs) config.keep = marked.keep;
+    const auto question = prompt_question(job.arguments.prompt, text, job.model());
+    for (MethodConfig& config : *configs) {
+        config.keep = marked.keep;
+        config.question = question;
+    }
     ProgressBar bar("reading");
     const PrefillOptions options{.progress = bar.callback(),
                                  .expected_new_tokens = job.arguments.generate.max_tokens};
@@ -206,7 +210,7 @@ Result<void> run_once(Job& job, const PromptText& text) {
     if (job.arguments.show_prompt) {
         fmt::print(stderr, "{}\n", job.model().tokenizer().decode(tokens->tokens, true));
     }
-    const auto prefilled = prefill(job, *tokens);
+    const auto prefilled = prefill(job, text, *tokens);
     if (!prefilled) return tl::unexpected(prefilled.error());
     if (auto done = answer_all(job, *prefilled); !done) return done;
     if (auto printed = print_report(job); !printed) return printed;
@@ -288,7 +292,7 @@ Result<std::vector<Turn>> converse(Job& job, const PromptText& text, ChatTemplat
     const auto tokens =
         prompt_tokens(job.arguments.prompt, text, job.model(), job.arguments.generate.max_tokens);
     if (!tokens) return tl::unexpected(tokens.error());
-    auto prefilled = prefill(job, *tokens);
+    auto prefilled = prefill(job, text, *tokens);
     if (!prefilled) return tl::unexpected(prefilled.error());
     const SequenceId sequence = prefilled->sequences[0];
     say_if_full(job.engine->info(sequence));

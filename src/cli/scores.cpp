@@ -90,8 +90,8 @@ Result<ScoresBudget> budget_of(const ShowArguments& arguments, const HeadScores&
     const auto method = Method::create(config, shape, longest, 1);
     if (!method) return tl::unexpected(method.error());
     return ScoresBudget{config.method, arguments.rows,
-                        importance_beta(config.options, arguments.rows), config.options.window,
-                        method->plan()};
+                        importance_beta(config.options, arguments.rows, config.scores.get()),
+                        config.options.window, method->plan()};
 }
 
 std::string show_text(const HeadScores& scores, const ScoresBudget& budget,

@@ -49,26 +49,28 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 9> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
-         {"observe", &arguments.observe},
+         {"skip-tail", &arguments.skip_tail},
          {"kernel", &arguments.kernel},
          {"chunk-size", &arguments.chunk},
          {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
          {"class-rows", &arguments.class_rows},
          {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 10> reals = {
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 9> reals = {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"temperature", &arguments.temperature},
-         {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
          {"similarity", &arguments.similarity},
          {"frequent", &arguments.frequent},
          {"local", &arguments.local},
          {"recovery", &arguments.recovery},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 9> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 12> names = {
         {{"allocate", &arguments.allocate},
+         {"observe", &arguments.observe},
+         {"unit", &arguments.unit},
+         {"shrink", &arguments.shrink},
          {"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},

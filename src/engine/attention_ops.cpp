@@ -235,11 +235,12 @@ void add_attention(const Observation& plan, std::int64_t head, std::int64_t begi
     }
     const auto* keys =
         plan.rows.keys.data() + head / shape.heads.group() * plan.rows.head_rows() * shape.dim_k;
-    const auto most = tokens - plan.count + end;  // rows that the last of them sees
+    const auto before = tokens - plan.skip - plan.count;  // tokens in front of the first query
+    const auto most = before + end;                       // rows that the last of them sees
     kernel.dot_rows(memory, end - begin, keys, most, shape.dim_k, scores, tokens);
     for (auto i = begin; i < end; ++i) {
         float* weights = scores + (i - begin) * tokens;
-        const auto seen = tokens - plan.count + i + 1;
+        const auto seen = before + i + 1;
         kernel.softmax(weights, seen);
         if (plan.squared) {
             for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j] * weights[j];

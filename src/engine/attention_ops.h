@@ -58,14 +58,14 @@ struct PrefillAttention {
 ggml_tensor* prefill_attention(ggml_context* context, ggml_tensor* q, std::span<ggml_tensor*> after,
                                PrefillAttention& plan);
 
-// Mean attention of the last `queries` tokens over all keys (f32 softmax, causal inside the
-// window).
+// Mean attention of `count` queries over all keys (f32 softmax) up to the query's own.
 struct Observation {
     AttentionShape shape;
     LayerRows rows;
-    const float* queries = nullptr;  // [count][query_heads][dim_k], the last tokens' queries
+    const float* queries = nullptr;  // [count][query_heads][dim_k]
     std::int64_t count = 0;
-    bool squared = false;  // the mean of the squares instead
+    std::int64_t skip = 0;  // tokens behind the last query's; 0: these are the last tokens'
+    bool squared = false;   // the mean of the squares instead
     std::atomic<std::int64_t> next{0};
 };
 // -> [tokens, query_heads] f32.

@@ -54,9 +54,9 @@ std::int64_t prefill_bytes(const ModelInfo& model, const DeviceLoad& load,
     const auto two_layers = 2 * padded * heads * (model.head_dim_k + model.head_dim_v) * kF16;
     const auto mask = (padded + chunk) * chunk * kF16;
     std::int64_t others = 2 * tokens * kI32 + 2 * heads * padded * kI32;  // ids, positions, chosen
-    std::set<std::int64_t> observed;
-    for (const SequenceUse& use : uses) observed.insert(use.observed);
-    for (const auto queries : observed) {
+    std::set<std::pair<std::int64_t, std::int64_t>> observed;
+    for (const SequenceUse& use : uses) observed.emplace(use.observed, use.skipped);
+    for (const auto& [queries, behind] : observed) {
         if (queries == 0) continue;
         others += tokens * (queries + model.shape.query_heads) * kF32;
     }
@@ -228,6 +228,7 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     use.rows_mean = as_double(use.rows) / as_double(plan.layers * plan.heads);
     use.plan_bytes = use.rows * bytes;
     use.observed = method->needs().queries;
+    use.skipped = method->needs().skip;
     use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
                     model.head_dim_k * kF16;
     use.shared = !method->rows_follow_prompt();

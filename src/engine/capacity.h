@@ -84,7 +84,8 @@ struct SequenceUse {
     std::int64_t converted_bytes = 0;  // quantised rows: their copies in a step, one group
     std::int64_t converted_row = 0;    // of a row of one head: what of it is converted, as f16
     bool mixed = false;  // keys and values of two types: always converted, see Compute::attend
-    std::int64_t observed = 0;  // last queries of the prompt that score
+    std::int64_t observed = 0;  // queries of the prompt that score
+    std::int64_t skipped = 0;   // tokens behind them
     bool shared = true;         // its cache is one with other sequences of the same plan
     std::vector<std::int64_t> layer_plan_bytes, layer_bytes;  // [layers] plan_bytes and bytes()
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }

@@ -257,7 +257,9 @@ Result<void> DeviceEngine::supports(const Method& method) {
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.
-    if (needs != LayerNeeds{.queries = needs.queries}) {
+    const LayerNeeds can{
+        .queries = needs.queries, .skip = needs.skip, .sentences = needs.sentences};
+    if (needs != can) {
         return bad_input(
             "{} looks at more than attention, and rows stay on the device: use "
             "--device cpu",

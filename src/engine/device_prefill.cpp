@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "engine/sentences.h"
+
 namespace headkv {
 
 namespace {
@@ -58,19 +60,23 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
     padded_ = whole_blocks(tokens_);
     options_.chunk = std::min(options_.chunk, padded_);
     window_ = 1;
-    std::vector<std::int64_t> counts;
+    std::vector<Looking> observations;
     for (const auto& target : targets_) {
-        const auto queries = target.method.needs().queries;
-        window_ = std::max(window_, queries);
-        if (queries > 0 && std::find(counts.begin(), counts.end(), queries) == counts.end()) {
-            counts.push_back(queries);
+        const auto needs = target.method.needs();
+        window_ = std::max(window_, needs.queries + needs.skip);
+        const Looking looking{needs.queries, needs.skip};
+        if (needs.queries > 0 && std::ranges::find(observations, looking) == observations.end()) {
+            observations.push_back(looking);
+        }
+        if (needs.sentences && sentences_.empty()) {
+            sentences_ = sentence_starts(*model_.tokenizer, prompt);
         }
         assert(target.method.plan().rows.size() == size(hyper.shape.layers * hyper.shape.kv_heads));
     }
     std::vector<std::int32_t> positions(prompt.size());
     std::iota(positions.begin(), positions.end(), 0);
     for (std::size_t stage = 0; stage < places_.size(); ++stage) {
-        if (auto done = allocate(stage, counts); !done) return done;
+        if (auto done = allocate(stage, observations); !done) return done;
         auto& place = places_[stage];
         if (place.ids != nullptr) {
             ggml_backend_tensor_set(place.ids, prompt.data(), 0, ggml_nbytes(place.ids));
@@ -83,8 +89,7 @@ Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
     return {};
 }
 
-Result<void> DevicePrefill::allocate(std::size_t stage,
-                                     std::span<const std::int64_t> observations) {
+Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking> observations) {
     const auto& hyper = model_.hyper;
     auto& place = places_[stage];
     auto* backend = pipeline_.compute(stage).backend();
@@ -112,12 +117,12 @@ Result<void> DevicePrefill::allocate(std::size_t stage,
         place.queries = ggml_new_tensor_2d(c, GGML_TYPE_F32,
                                            hyper.head_dim_k * hyper.shape.query_heads, window_);
         place.chosen = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
-        for (const auto queries : observations) {
+        for (const auto& looking : observations) {
             const auto mean = [&](ggml_context* context) {
                 return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
             };
-            place.seen.push_back({queries, ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, queries),
-                                  mean(c), mean(place.host_context.get())});
+            auto* mask = ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, looking.queries);
+            place.seen.push_back({looking, mask, mean(c), mean(place.host_context.get())});
         }
     }
     place.buffer.reset(ggml_backend_alloc_ctx_tensors(c, backend));
@@ -170,9 +175,10 @@ Result<void> DevicePrefill::fill_masks(std::size_t stage) {
     ggml_build_forward_expand(graph, ggml_cpy(c, triangle, to));
     if (auto done = run(stage, graph); !done) return done;
     for (const Seen& seen : place.seen) {
-        std::vector<float> mask(size(tokens_ * seen.queries), 0.0F);
-        for (std::int64_t i = 0; i < seen.queries; ++i) {
-            const auto first = tokens_ - seen.queries + i + 1;
+        const auto [queries, skip] = seen.looking;
+        std::vector<float> mask(size(tokens_ * queries), 0.0F);
+        for (std::int64_t i = 0; i < queries; ++i) {
+            const auto first = tokens_ - skip - queries + i + 1;
             std::fill(mask.begin() + i * tokens_ + first, mask.begin() + (i + 1) * tokens_,
                       -INFINITY);
         }
@@ -326,22 +332,23 @@ Result<void> DevicePrefill::observe() {
         const auto context = make_context(kMostNodes);
         auto* c = context.get();
         auto* graph = new_graph(stage, c);
-        auto* window = columns(c, place.queries, window_ - seen.queries, seen.queries);
-        auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, seen.queries);
+        const auto [count, skip] = seen.looking;
+        auto* window = columns(c, place.queries, window_ - skip - count, count);
+        auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, count);
         // [dim_k, queries of all query heads of a KV head, kv_heads]
         auto* queries = ggml_reshape_3d(c, ggml_cont(c, ggml_permute(c, split, 0, 2, 1, 3)),
-                                        shape_.dim_k, seen.queries * heads.group(), heads.kv_heads);
+                                        shape_.dim_k, count * heads.group(), heads.kv_heads);
         auto* rows = ggml_view_3d(c, keys, shape_.dim_k, tokens_, heads.kv_heads, keys->nb[1],
                                   keys->nb[2], 0);
         auto* products = ggml_mul_mat(c, rows, queries);
         ggml_mul_mat_set_prec(products, GGML_PREC_F32);
-        auto* weights = ggml_soft_max_ext(
-            c, ggml_reshape_3d(c, products, tokens_, seen.queries, heads.query_heads), seen.mask,
-            shape_.scale, 0.0F);
+        auto* weights =
+            ggml_soft_max_ext(c, ggml_reshape_3d(c, products, tokens_, count, heads.query_heads),
+                              seen.mask, shape_.scale, 0.0F);
         // [queries, tokens, query_heads] -> sums over the queries
         auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
         auto* mean = ggml_scale(c, ggml_reshape_2d(c, sums, tokens_, heads.query_heads),
-                                1.0F / static_cast<float>(seen.queries));
+                                1.0F / static_cast<float>(count));
         ggml_build_forward_expand(graph, ggml_cpy(c, mean, seen.mean));
         if (auto done = run(stage, graph); !done) return done;
         ggml_backend_tensor_get_async(backend, seen.mean, seen.host->data, 0,
@@ -364,12 +371,14 @@ Result<void> DevicePrefill::compress() {
     const auto start = now_ms();
     for (auto& target : targets_) {
         std::span<const float> observed;
+        const auto needs = target.method.needs();
         for (const Seen& seen : place.seen) {
-            if (seen.queries != target.method.needs().queries) continue;
+            if (seen.looking != Looking{needs.queries, needs.skip}) continue;
             observed = {static_cast<const float*>(seen.host->data),
                         size(ggml_nelements(seen.host))};
         }
-        auto keep = target.method.keep_layer(pending_, {.observed = observed});
+        const LayerView view{.observed = observed, .sentences = sentences_};
+        auto keep = target.method.keep_layer(pending_, view);
         if (auto done = compact(target, keep); !done) return done;
         for (auto& list : keep) target.kept.push_back(std::move(list));
     }

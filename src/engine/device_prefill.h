@@ -57,7 +57,6 @@ private:
     DevicePrefill(const Pipeline& pipeline, const Model& model, std::vector<DeviceTarget> targets,
                   const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
-    Result<void> allocate(std::size_t stage, std::span<const std::int64_t> observations);
     Result<void> fill_masks(std::size_t stage);
     ggml_cgraph* new_graph(std::size_t stage, ggml_context* context) const;
     Result<void> run(std::size_t stage, ggml_cgraph* graph);
@@ -70,13 +69,19 @@ private:
     Result<void> observe();   // queues the observation of layer_
     Result<void> compress();  // rows of layer pending_ into every target
     Result<void> compact(DeviceTarget& target, std::span<const std::vector<std::int32_t>> keep);
-    // Mean attention of the last `queries` tokens.
+    // Mean attention of `queries` tokens, behind which `skip` more stand.
+    struct Looking {
+        std::int64_t queries = 0, skip = 0;
+        bool operator==(const Looking&) const = default;
+    };
     struct Seen {
-        std::int64_t queries = 0;
+        Looking looking;
         ggml_tensor* mask = nullptr;  // f32 [tokens, queries]
         ggml_tensor* mean = nullptr;  // f32 [tokens, query_heads], on the device
         ggml_tensor* host = nullptr;  // the same in memory that the device writes to by itself
     };
+
+    Result<void> allocate(std::size_t stage, std::span<const Looking> observations);
 
     // What of it lies on a stage's device. Null: what a stage without layers does not need.
     struct Place {
@@ -101,7 +106,8 @@ private:
     std::vector<DeviceTarget> targets_;
     Options options_;
     AttentionShape shape_;
-    std::int64_t tokens_ = 0, padded_ = 0, window_ = 0;
+    std::int64_t tokens_ = 0, padded_ = 0, window_ = 0;  // window_: last tokens' queries held
+    std::vector<std::int32_t> sentences_;                // where they begin, if a method asks
     std::int64_t layer_ = 0, begin_ = 0;
     std::int64_t pending_ = -1;  // layer whose rows wait to be selected
     double compress_ms_ = 0;

@@ -79,17 +79,18 @@ void compute_output_norms(ggml_tensor* out, int /*thread*/, int /*threads*/, voi
 
 }  // namespace
 
-// Mean attention of the last `queries` tokens, or of its squares, [query_heads][tokens].
-Result<std::vector<float>> LayerViews::observed(std::int64_t queries, bool squares) const {
+// Mean attention, or of its squares, [query_heads][tokens].
+Result<std::vector<float>> LayerViews::observed(const LayerNeeds& needs) const {
     const auto width = source_.shape.heads.query_heads * source_.shape.dim_k;
     const auto held = static_cast<std::int64_t>(source_.queries.size()) / width;
     const auto context = make_context(1);
     Observation plan;
     plan.shape = source_.shape;
     plan.rows = source_.rows;
-    plan.count = std::min(queries, source_.rows.tokens);
-    plan.squared = squares;
-    plan.queries = source_.queries.data() + (held - plan.count) * width;
+    plan.skip = needs.skip;
+    plan.count = std::min(needs.queries, source_.rows.tokens - plan.skip);
+    plan.squared = needs.squares;
+    plan.queries = source_.queries.data() + (held - plan.skip - plan.count) * width;
     return computed(observe(context.get(), plan), context.get());
 }
 
@@ -114,22 +115,22 @@ Result<std::vector<float>> LayerViews::computed(ggml_tensor* node, ggml_context*
 Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     LayerView view;
     const auto heads = source_.shape.heads.kv_heads;
-    const auto attention = [&](std::int64_t queries, bool squares,
+    const auto attention = [&](const LayerNeeds& wanted,
                                std::span<const float>& seen) -> Result<void> {
-        if (queries == 0) return {};
-        auto& known = observed_[{queries, squares}];
+        if (wanted.queries == 0) return {};
+        auto& known = observed_[{wanted.queries, wanted.skip, wanted.squares}];
         if (known.empty()) {
-            auto made = observed(queries, squares);
+            auto made = observed(wanted);
             if (!made) return tl::unexpected(made.error());
             known = std::move(*made);
         }
         seen = known;
         return {};
     };
-    if (auto seen = attention(needs.queries, needs.squares, view.observed); !seen) {
+    if (auto seen = attention(needs, view.observed); !seen) {
         return tl::unexpected(seen.error());
     }
-    if (auto seen = attention(needs.recent_queries, false, view.recent); !seen) {
+    if (auto seen = attention({.queries = needs.recent_queries}, view.recent); !seen) {
         return tl::unexpected(seen.error());
     }
     if (needs.token_kinds) view.kinds = source_.kinds;
@@ -161,6 +162,7 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
         view.output_norms = output_norms_;
     }
     if (needs.reconstruction) view.reconstruction = source_.reconstruction->best();
+    if (needs.sentences) view.sentences = source_.sentences;
     return view;
 }
 

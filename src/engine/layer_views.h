@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,7 @@ public:
         const FutureQueries* future = nullptr;           // where a method asks for it
         const Reconstruction* reconstruction = nullptr;  // the same
         std::span<const TokenKind> kinds = {};           // the same
+        std::span<const std::int32_t> sentences = {};    // where they begin; the same
     };
     // Runs a graph, with memory for its results.
     using Run = std::function<Result<void>(ggml_cgraph*)>;
@@ -38,13 +40,13 @@ public:
 
 private:
     Result<std::vector<float>> computed(ggml_tensor* node, ggml_context* context) const;
-    Result<std::vector<float>> observed(std::int64_t queries, bool squares) const;
+    Result<std::vector<float>> observed(const LayerNeeds& needs) const;
     Result<std::vector<float>> output_norms() const;
 
     Source source_;
     Run run_;
-    // By queries, and whether squared.
-    std::map<std::pair<std::int64_t, bool>, std::vector<float>> observed_;
+    // By queries, tokens behind them, and whether squared.
+    std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::vector<float>> observed_;
     std::vector<float> keys_, values_, output_norms_;
     FutureQueries::Moments moments_;
 };

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "engine/layer_views.h"
+#include "engine/sentences.h"
 #include "engine/token_kinds.h"
 #include "engine/turn_keys.h"
 
@@ -51,9 +52,12 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     for (auto& target : targets_) {
         target.selection.emplace(target.method);
         const auto needs = target.method.needs();
-        window_ =
-            std::max(window_, std::min(tokens_, std::max(needs.queries, needs.recent_queries)));
+        window_ = std::max(
+            window_, std::min(tokens_, std::max(needs.queries + needs.skip, needs.recent_queries)));
         if (needs.token_kinds && kinds_.empty()) kinds_ = token_kinds(tokenizer_, prompt);
+        if (needs.sentences && sentences_.empty()) {
+            sentences_ = sentence_starts(*model_.tokenizer, prompt);
+        }
         if (needs.future_queries && !future_) future_.emplace(shape_);
         if (needs.reconstruction && !reconstruction_) reconstruction_.emplace(shape_, tokens_);
     }
@@ -235,7 +239,8 @@ Result<void> Prefill::compress_layer() {
          .output = &model_.weights.layers[size(layer_)].wo,
          .future = future_ ? &*future_ : nullptr,
          .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr,
-         .kinds = kinds_},
+         .kinds = kinds_,
+         .sentences = sentences_},
         [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
         const auto view = views.of(target.method.needs());

@@ -91,10 +91,11 @@ private:
     std::vector<PrefillTarget> targets_;
     Options options_;
     AttentionShape shape_;
-    std::int64_t tokens_ = 0, window_ = 0;
-    std::int64_t columns_ = 0;            // tokens_ and those of all pieces behind the prompt
-    std::vector<Stretch> stretches_;      // all columns in order
-    std::int64_t layer_ = 0, begin_ = 0;  // the next step: this layer, from this column on
+    std::int64_t tokens_ = 0, window_ = 0;  // window_: last tokens whose queries are held
+    std::vector<std::int32_t> sentences_;   // where they begin, if a method asks for it
+    std::int64_t columns_ = 0;              // tokens_ and those of all pieces behind the prompt
+    std::vector<Stretch> stretches_;        // all columns in order
+    std::int64_t layer_ = 0, begin_ = 0;    // the next step: this layer, from this column on
     double compress_ms_ = 0;
 
     ggml_context_ptr context_;

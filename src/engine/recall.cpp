@@ -152,7 +152,9 @@ void Turn::archive_rows(std::int64_t layer) {
 
 Result<KeepLists> Turn::select(std::int64_t layer) {
     std::vector<float> observed;
-    const auto queries = std::min(method_.needs().queries, count_);
+    const auto needs = method_.needs();
+    const auto skip = std::min(needs.skip, count_ - 1);
+    const auto queries = std::min(needs.queries, count_ - skip);
     if (queries > 0) {
         const auto keys = keys_of(*state_.archive, layer, past_ + count_);
         const auto context = make_context(kMostNodes);
@@ -160,9 +162,10 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         plan.shape = shape_;
         plan.rows = {keys, {}, past_ + count_};
         plan.count = queries;
-        plan.squared = method_.needs().squares;
+        plan.skip = skip;
+        plan.squared = needs.squares;
         plan.queries = static_cast<const float*>(q_->data) +
-                       (count_ - queries) * shape_.dim_k * shape_.heads.query_heads;
+                       (count_ - skip - queries) * shape_.dim_k * shape_.heads.query_heads;
         auto* node = observe(context.get(), plan);
         auto* graph = ggml_new_graph_custom(context.get(), size(kMostNodes), false);
         ggml_build_forward_expand(graph, node);
@@ -240,6 +243,7 @@ Result<Method> method_of_turn(const Method& method, const HeadShape& shape, std:
                               std::int64_t row_bytes) {
     auto config = method.config();
     config.budget = {Budget::Unit::rows, method.rows_budget()};
+    config.question = {};  // that of the prompt is not the turn's
     return Method::create(config, shape, tokens, row_bytes);
 }
 

@@ -178,6 +178,21 @@ Result<MarkedPrompt> marked_prompt(const Model& model, std::string_view document
     return prompt;
 }
 
+QuestionPart question_part(const Model& model, std::string_view document, std::string_view question,
+                           std::optional<ChatTemplate> chat, std::string_view system) {
+    if (document.empty() || question.empty()) return {};
+    // Prompts of the same short document that differ in the question alone.
+    const std::string_view other = question[0] == '0' ? "Why" : "0";
+    const auto asked = question_prompt(model, "x", question, chat, system);
+    const auto instead = question_prompt(model, "x", other, chat, system);
+    if (!asked || !instead) return {};
+    const auto begin = std::ranges::mismatch(*asked, *instead).in1;
+    const auto end = std::mismatch(asked->rbegin(), asked->rend() - (begin - asked->begin()),
+                                   instead->rbegin(), instead->rend())
+                         .first.base();
+    return {end - begin, asked->end() - end};
+}
+
 std::vector<Token> next_turn_prompt(const Model& model, std::string_view user, ChatTemplate chat) {
     // Rendered with a mark in place of the answer, the template itself says what follows an answer.
     // A control character keeps the mark out of the way of templates that trim their messages.

@@ -197,8 +197,9 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
         options.expected_new_tokens +=
             static_cast<std::int64_t>(turn.prompt.size()) + answer_room(asked, turn.reference);
     }
-    auto filled =
-        engine.prefill(std::span(asked.prompt).first(asked.compressed), methods_of(all), options);
+    auto methods = methods_of(all);
+    for (MethodConfig& method : methods) method.question = asked.question;
+    auto filled = engine.prefill(std::span(asked.prompt).first(asked.compressed), methods, options);
     if (!filled) return tl::unexpected(filled.error());
     const Sequences sequences(engine, filled->sequences);
 

@@ -33,6 +33,7 @@ struct Asked {
     // must then be a question outside). False: each stands behind the questions and answers before
     // it, and rows that decoding gives up are gone for the later ones too.
     bool shared_context = false;
+    QuestionPart question = {};  // in the prompt, where it is compressed with it
 };
 
 // Tokens that follow a question: the greedy answer, or the reference.

@@ -129,6 +129,9 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
         cut = length - limit;
     }
     asked.compressed = prompt->size() - behind;
+    if (!blind && !example.verbatim) {
+        asked.question = question_part(model, example.context, example.question, chat);
+    }
     asked.prompt = std::move(*prompt);
     return asked;
 }

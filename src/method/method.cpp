@@ -29,6 +29,9 @@ Result<void> check_options(const MethodOptions& options) {
         return bad_input("observe is {}: it must be 0 (as many as the window) or more",
                          options.observe);
     }
+    if (options.skip_tail < 0) {
+        return bad_input("skip-tail is {}: it must be 0 or more tokens", options.skip_tail);
+    }
     if (options.kernel < 1 || options.kernel > kWidestKernel || options.kernel % 2 == 0) {
         return bad_input("kernel is {}: it must be an odd number from 1 to {}", options.kernel,
                          kWidestKernel);
@@ -47,8 +50,8 @@ Result<void> check_options(const MethodOptions& options) {
         return bad_input("temperature is {}: it must lie between 0 and {}", options.temperature,
                          kHottest);
     }
-    if (!(options.shrink >= 0 && options.shrink <= 1)) {
-        return bad_input("shrink is {}: it must lie between 0 and 1", options.shrink);
+    if (!(options.shrink >= 0 && options.shrink <= 1) && options.shrink != kByBudget) {
+        return bad_input("shrink is {}: it must lie between 0 and 1, or be auto", options.shrink);
     }
     if (!(options.mix >= 0 && options.mix <= 1)) {
         return bad_input("mix is {}: it must lie between 0 and 1", options.mix);
@@ -56,6 +59,12 @@ Result<void> check_options(const MethodOptions& options) {
     if (options.chunk < 0 || options.chunk > kWidestKernel) {
         return bad_input("chunk is {}: it must be 0 (the method's own) to {} positions",
                          options.chunk, kWidestKernel);
+    }
+    if (options.sentences && options.chunk > 1) {
+        return bad_input(
+            "chunks of {} positions and whole sentences are asked for: rows stay together by one "
+            "of them",
+            options.chunk);
     }
     if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
     for (const auto& [name, share] :
@@ -268,9 +277,9 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     return bad_input("unknown unit of the budget");
 }
 
-std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape) {
+std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape, double rows) {
     return reshaped_shares(kv_head_shares(*config.scores, shape), config.options.temperature,
-                           config.options.shrink);
+                           importance_shrink(config.options, rows));
 }
 
 // `marked`: rows of every head besides those that the recipe always keeps.
@@ -289,10 +298,11 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, std::size_t mark
         case AllocateStep::pyramid:
             return allocate_pyramid(shape, rows, fewest, options.pyramid_beta, limit);
         case AllocateStep::head_importance:
-            return allocate_head_importance(shape, shares_of(config, shape), rows, fewest,
-                                            importance_beta(options, rows), limit);
+            return allocate_head_importance(shape, shares_of(config, shape, rows), rows, fewest,
+                                            importance_beta(options, rows, config.scores.get()),
+                                            limit);
         case AllocateStep::binary_heads:
-            return allocate_binary_heads(shape, shares_of(config, shape), rows,
+            return allocate_binary_heads(shape, shares_of(config, shape, rows), rows,
                                          options.sinks + options.window + more, limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
@@ -433,8 +443,14 @@ LayerNeeds Method::needs() const {
         case ScoreStep::layer_attention:
         case ScoreStep::output_attention:
             needs.output_norms = recipe_.score == ScoreStep::output_attention;
-            needs.queries =
-                std::min(options.observe > 0 ? options.observe : options.window, prompt_);
+            needs.queries = options.observe > 0 ? options.observe : options.window;
+            needs.skip = options.skip_tail;
+            if (options.observe_question && config_.question.tokens > 0) {
+                needs.queries = config_.question.tokens;
+                needs.skip = config_.question.tail;
+            }
+            needs.skip = std::min(needs.skip, prompt_ - 1);  // some query looks in any case
+            needs.queries = std::min(needs.queries, prompt_ - needs.skip);
             break;
         case ScoreStep::token_classes:
             needs.token_kinds = true;
@@ -465,6 +481,7 @@ LayerNeeds Method::needs() const {
             break;
     }
     if (merges()) needs.keys = true;
+    needs.sentences = options.sentences && recipe_.select != SelectStep::sinks_recent;
     return needs;
 }
 
@@ -556,7 +573,11 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
         recipe_.score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
-    join_chunks(values, shape_.kv_heads, chunk_of(recipe_, options));
+    if (options.sentences && !view.sentences.empty()) {
+        join_sentences(values, shape_.kv_heads, view.sentences);
+    } else {
+        join_chunks(values, shape_.kv_heads, chunk_of(recipe_, options));
+    }
     if (recipe_.score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
     return values;
 }

@@ -1,8 +1,10 @@
 // The table of methods. A new method is one line here, plus a file for a step that is new.
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <numeric>
 
 #include "headkv/method.h"
 #include "method/edit_distance.h"
@@ -192,6 +194,16 @@ Result<AllocateStep> parse_allocator(std::string_view name) {
     return bad_input("there is no allocation {}: give one of {}", name, names);
 }
 
+namespace {
+
+// Whether the attention of the prompt's last queries scores.
+bool looks_from_the_end(ScoreStep score) {
+    return score == ScoreStep::window_attention || score == ScoreStep::layer_attention ||
+           score == ScoreStep::squared_attention || score == ScoreStep::output_attention;
+}
+
+}  // namespace
+
 std::vector<std::string_view> option_names(const Recipe& recipe) {
     if (recipe.select == SelectStep::all) return {};
     std::vector<std::string_view> names;
@@ -206,10 +218,11 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     add(!ranked, {"sinks", "positions"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
+    add(looks_from_the_end(recipe.score), {"skip-tail"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.
     add(!windowed && (ranked || recipe.allocate == AllocateStep::binary_heads), {"window"});
-    add(ranked, {"group-reduce", "chunk-size"});
+    add(ranked, {"group-reduce", "chunk-size", "unit"});
     add(recipe.allocate == AllocateStep::head_importance, {"beta"});
     add(recipe.allocate == AllocateStep::head_importance && ranked, {"mix"});
     add(!recipe.score_kind.empty(), {"temperature", "shrink"});
@@ -224,8 +237,23 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     return names;
 }
 
-double importance_beta(const MethodOptions& options, double rows) {
+double importance_concentration(const HeadScores& scores) {
+    auto falling = scores.mean;
+    const double sum = std::accumulate(falling.begin(), falling.end(), 0.0);
+    if (!(sum > 0)) return 0;
+    const auto tenth = std::max<std::ptrdiff_t>(1, std::ssize(falling) / 10);
+    std::nth_element(falling.begin(), falling.begin() + (tenth - 1), falling.end(),
+                     std::greater<>());
+    return std::accumulate(falling.begin(), falling.begin() + tenth, 0.0) / sum;
+}
+
+double importance_beta(const MethodOptions& options, double rows, const HeadScores* /*scores*/) {
     return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
+}
+
+double importance_shrink(const MethodOptions& options, double rows) {
+    constexpr double kFew = 64;
+    return options.shrink != kByBudget ? options.shrink : std::max(0.0, 1 - kFew / rows);
 }
 
 MethodOptions default_options(const Recipe& recipe) {

@@ -117,18 +117,34 @@ void rank_by_prefix_mass(std::span<float> values, std::int64_t heads) {
     }
 }
 
+namespace {
+
+void set_to_mean(std::span<float> part) {
+    double sum = 0;
+    for (const float value : part) sum += std::isnan(value) ? 0.0 : value;
+    std::fill(part.begin(), part.end(), static_cast<float>(sum / static_cast<double>(part.size())));
+}
+
+}  // namespace
+
 void join_chunks(std::span<float> values, std::int64_t heads, std::int64_t chunk) {
     assert(chunk >= 1);
     if (chunk == 1) return;
     const auto n = static_cast<std::int64_t>(values.size()) / heads;
     for (std::int64_t head = 0; head < heads; ++head) {
         for (std::int64_t begin = 0; begin < n; begin += chunk) {
-            const auto part =
-                values.subspan(size(head * n + begin), size(std::min(chunk, n - begin)));
-            double sum = 0;
-            for (const float value : part) sum += std::isnan(value) ? 0.0 : value;
-            std::fill(part.begin(), part.end(),
-                      static_cast<float>(sum / static_cast<double>(part.size())));
+            set_to_mean(values.subspan(size(head * n + begin), size(std::min(chunk, n - begin))));
+        }
+    }
+}
+
+void join_sentences(std::span<float> values, std::int64_t heads,
+                    std::span<const std::int32_t> starts) {
+    const auto n = static_cast<std::int64_t>(values.size()) / heads;
+    for (std::int64_t head = 0; head < heads; ++head) {
+        for (std::size_t i = 0; i < starts.size() && starts[i] < n; ++i) {
+            const auto end = i + 1 < starts.size() ? std::min<std::int64_t>(starts[i + 1], n) : n;
+            set_to_mean(values.subspan(size(head * n + starts[i]), size(end - starts[i])));
         }
     }
 }

@@ -52,6 +52,12 @@ TEST_F(BadInput, Methods) {
                    "pyramidkv");
     expect_refused(run({"-p", "x", "--method", "snapkv", "--pool", "sum"}), "--pool");
     expect_refused(run({"-p", "x", "--method", "snapkv", "--kernel", "4"}), "kernel");
+    expect_refused(run({"-p", "x", "--method", "snapkv", "--observe", "answer"}),
+                   "--observe answer");
+    expect_refused(run({"-p", "x", "--method", "snapkv", "--observe", "-3"}), "--observe -3");
+    expect_refused(run({"-p", "x", "--method", "snapkv", "--skip-tail", "-1"}), "skip-tail is -1");
+    expect_refused(run({"-p", "x", "--method", "snapkv", "--unit", "page"}), "--unit page");
+    expect_refused(run({"-p", "x", "--method", "headkv-r2", "--shrink", "2"}), "--shrink 2");
     expect_refused(run({"-p", "x", "--chat"}), "--raw");
 }
 

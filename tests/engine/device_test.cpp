@@ -117,6 +117,21 @@ TEST_P(Device, KeepsAndSaysWhatTheCpuDoes) {
     }
 }
 
+TEST_P(Device, LooksFromBeforeTheTailAndKeepsSentencesAsTheCpuDoes) {
+    const auto prompt = pair.model->tokenizer().encode(
+        "A first line. Then a second one! Does a third come? It does (\"see?\"). Two 1.5 and\n"
+        "a last that goes on and on, without end as it were, until it ends. And the question is?");
+    auto asked = config();
+    asked.options.observe = 12;
+    asked.options.skip_tail = 9;
+    asked.options.sentences = true;
+    const auto ours = read(*device, prompt, asked);
+    const auto right = read(*pair.engine, prompt, asked);
+    const double same = overlap(device->positions(ours.sequences.at(0)),
+                                pair.engine->positions(right.sequences.at(0)));
+    EXPECT_GT(same, tolerance() < 0.01 ? 0.99 : 0.97);
+}
+
 TEST_P(Device, TheSameAloneAndAmongOthers) {
     const auto shared = other(4);
     std::vector<std::vector<Token>> prompts;

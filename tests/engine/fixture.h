@@ -100,7 +100,7 @@ inline ReferenceMethod reference_method(const MethodConfig& config) {
     method.window = config.options.window;
     method.kernel = config.options.kernel;
     method.average_pool = config.options.pool == Pool::avg;
-    method.beta = importance_beta(config.options, config.budget.value);
+    method.beta = importance_beta(config.options, config.budget.value, config.scores.get());
     method.pyramid_beta = config.options.pyramid_beta;
     method.floor = config.options.floor;
     method.sinks = config.options.sinks;

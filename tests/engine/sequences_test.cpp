@@ -163,6 +163,9 @@ TEST_F(Sequences, OnePrefillManyCachesEqualsSeparatePrefills) {
     configs.back().options.window = 8;
     configs.push_back(config("snapkv", 32));
     configs.back().options.observe = 5;
+    configs.push_back(config("snapkv", 32));
+    configs.back().options.observe = 5;
+    configs.back().options.skip_tail = 7;
     const auto together = engine().prefill(prompt, configs);
     ASSERT_TRUE(together) << together.error().message;
     ASSERT_EQ(together->sequences.size(), configs.size());
@@ -177,6 +180,28 @@ TEST_F(Sequences, OnePrefillManyCachesEqualsSeparatePrefills) {
         engine().release(alone);
         engine().release(together->sequences[i]);
     }
+}
+
+// A prompt without its last tokens gives the same attention from the same queries, as nothing looks
+// ahead.
+TEST_F(Sequences, QueriesBeforeTheTailLookAsIfThereWereNone) {
+    const std::vector<Token> prompt = random_tokens(150, 23);
+    auto with = config("snapkv", 40), without = config("snapkv", 33);
+    with.options.window = 15;
+    with.options.observe = without.options.observe = 6;
+    with.options.skip_tail = 7;
+    without.options.window = 8;
+    const auto cut = std::span(prompt).first(prompt.size() - 7);
+    const auto ours = engine().positions(sequence(prompt, with));
+    auto right = engine().positions(sequence({cut.begin(), cut.end()}, without));
+    for (auto& layer : right) {
+        for (auto& head : layer) {
+            for (std::int32_t i = 143; i < 150; ++i) head.push_back(i);
+        }
+    }
+    EXPECT_EQ(ours, right);
+    with.options.skip_tail = 0;
+    EXPECT_NE(engine().positions(sequence(prompt, with)), right);
 }
 
 TEST_F(Sequences, BytesAreThePlansExactly) {

@@ -1,6 +1,7 @@
 #include "headkv/session.h"
 
 #include "engine/fixture.h"
+#include "engine/sentences.h"
 
 namespace headkv::test {
 namespace {
@@ -118,6 +119,57 @@ TEST_F(SessionTest, PromptsHoldDocumentAndQuestion) {
     EXPECT_NE(chat.find("doc\n\nQuestion: why"), std::string::npos) << chat;
     EXPECT_TRUE(ends_with(chat, "assistant\n")) << chat;
     EXPECT_FALSE(question_prompt(*tiny.model, "", "", {}));
+}
+
+TEST_F(SessionTest, TheQuestionIsFoundInItsPrompt) {
+    const auto& tokenizer = tiny.model->tokenizer();
+    const std::string document = "Some text. It has a question? None so far.";
+    for (const std::string question : {"why", "0 or 1?", "Where is it kept?"}) {
+        for (const auto chat : {std::optional<ChatTemplate>(), std::optional(ChatTemplate::chatml),
+                                std::optional(ChatTemplate::llama3)}) {
+            const auto prompt = question_prompt(*tiny.model, document, question, chat).value();
+            const auto part = question_part(*tiny.model, document, question, chat);
+            const auto found =
+                std::span(prompt).last(static_cast<std::size_t>(part.tokens + part.tail));
+            const auto text =
+                tokenizer.decode(found.first(static_cast<std::size_t>(part.tokens)), true);
+            EXPECT_NE(text.find(question), std::string::npos) << text;
+            EXPECT_LE(text.size(), question.size() + 2) << text;  // a blank that was merged
+            EXPECT_GT(part.tail, 0);
+        }
+    }
+    EXPECT_EQ(question_part(*tiny.model, "", "why", {}), QuestionPart());
+    EXPECT_EQ(question_part(*tiny.model, document, "", {}), QuestionPart());
+}
+
+TEST_F(SessionTest, SentencesBeginBehindMarksLinesAndControlTokens) {
+    const auto& tokenizer = tiny.model->tokenizer();
+    const auto parts = [&](std::string_view text, bool special = false) {
+        const auto tokens = tokenizer.encode(text, special, false);
+        const auto starts = sentence_starts(tokenizer, tokens);
+        std::vector<std::string> said;
+        for (std::size_t i = 0; i < starts.size(); ++i) {
+            const auto end = i + 1 < starts.size() ? starts[i + 1] : std::ssize(tokens);
+            said.push_back(tokenizer.decode(
+                std::span(tokens).subspan(static_cast<std::size_t>(starts[i]),
+                                          static_cast<std::size_t>(end - starts[i])),
+                true));
+        }
+        return said;
+    };
+    using Parts = std::vector<std::string>;
+    EXPECT_EQ(parts("One. Two 3.5 e.g.this! Three?"),
+              (Parts{"One.", " Two 3.5 e.g.this!", " Three?"}));
+    EXPECT_EQ(parts("He said \"no.\" Then\n\nmore"),
+              (Parts{"He said \"no.\"", " Then\n\n", "more"}));
+    EXPECT_EQ(parts("A。B"), (Parts{"A。", "B"}));
+    EXPECT_EQ(parts("").size(), 0U);
+    const auto tokens = tokenizer.encode(std::string(4000, 'x'), false, false);
+    const auto starts = sentence_starts(tokenizer, tokens);
+    ASSERT_EQ(std::ssize(starts), (std::ssize(tokens) + kLongestSentence - 1) / kLongestSentence);
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+        EXPECT_EQ(starts[i], static_cast<std::int64_t>(i) * kLongestSentence);
+    }
 }
 
 TEST_F(SessionTest, AFurtherTurnContinuesTheRenderedConversation) {

@@ -322,6 +322,24 @@ TEST(FieldMethods, ChunkKvKeepsWholeChunksInAllHeads) {
     EXPECT_EQ(kept[1], kept[0]);
 }
 
+TEST(FieldMethods, WholeSentencesStayWhereTheyAreAskedForAndKnown) {
+    MethodOptions options;
+    options.window = 1;
+    options.kernel = 1;
+    options.sentences = true;
+    // Means of the sentences: 9, 11/3, 3/2, 7/3 and 0, 2, 4, 0. Four rows beside the window: two
+    // sentences, of which the second head cuts the latter.
+    const std::vector<std::int32_t> starts = {0, 1, 4, 6};
+    LayerView view{.observed = kObserved, .sentences = starts};
+    auto kept = keep("snapkv", 5, view, options);
+    EXPECT_EQ(kept[0], (Positions{0, 1, 2, 3, 9}));
+    EXPECT_EQ(kept[1], (Positions{1, 2, 4, 5, 9}));
+    view.sentences = {};  // as while an answer is written
+    kept = keep("snapkv", 5, view, options);
+    EXPECT_EQ(kept[0], (Positions{0, 3, 4, 7, 9}));
+    EXPECT_EQ(kept[1], (Positions{1, 3, 4, 5, 9}));
+}
+
 TEST(FieldMethods, DuoAttentionFillsTheImportantHeads) {
     MethodOptions options;
     options.sinks = 2;
@@ -531,6 +549,14 @@ TEST(FieldSteps, ChunksShareTheirMeanAndTheLastMayBeShort) {
     EXPECT_EQ(values[0], 11);
     EXPECT_EQ(values[6], 38.5F);
     EXPECT_EQ(values[13], 38.5F);
+}
+
+TEST(FieldSteps, SentencesShareTheirMeanAndMayReachIntoTheWindow) {
+    std::vector<float> values = {1, 3, 5, 6, 10, 30, 50, 60};
+    join_sentences(values, 2, std::vector<std::int32_t>{0, 2, 3, 5});  // four rows a head
+    EXPECT_EQ(values, (std::vector<float>{2, 2, 5, 6, 20, 20, 50, 60}));
+    join_sentences(values, 2, std::vector<std::int32_t>{0, 3});
+    EXPECT_EQ(values, (std::vector<float>{3, 3, 3, 6, 30, 30, 30, 60}));
 }
 
 TEST(FieldSteps, SharesAreSharpenedAndMovedTowardsEqualOnes) {

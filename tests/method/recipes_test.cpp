@@ -557,6 +557,30 @@ TEST(Recipes, ObserveIsTheWindowUnlessSaid) {
     EXPECT_EQ(observe(kPrompt), 0);
 }
 
+TEST(Recipes, TheLastTokensMayBeNoObservers) {
+    auto config = config_of(*find_recipe("snapkv").value(), 64);
+    const auto needs = [&](std::int64_t prompt) {
+        const auto needs = Method::create(config, kShape, prompt, kRowBytes).value().needs();
+        return std::pair(needs.queries, needs.skip);
+    };
+    using Pair = std::pair<std::int64_t, std::int64_t>;
+    config.options.observe = 32;
+    config.options.skip_tail = 5;
+    EXPECT_EQ(needs(kPrompt), Pair(32, 5));
+    EXPECT_EQ(needs(80), Pair(32, 5));
+    config.options.skip_tail = 1000;
+    EXPECT_EQ(needs(kPrompt), Pair(1, kPrompt - 1));
+    config.options.skip_tail = 5;
+    config.options.observe_question = true;
+    EXPECT_EQ(needs(kPrompt), Pair(32, 5));  // it is not known where the question lies
+    config.question = {.tokens = 11, .tail = 6};
+    EXPECT_EQ(needs(kPrompt), Pair(11, 6));
+    config.question = {.tokens = 1000, .tail = 6};
+    EXPECT_EQ(needs(kPrompt), Pair(kPrompt - 6, 6));
+    config.options.observe_question = false;
+    EXPECT_EQ(needs(kPrompt), Pair(32, 5));
+}
+
 // A prompt that every head's plan exceeds leaves each head the plan of an unbounded prompt.
 TEST(Recipes, AShortPromptGrowsIntoThePlan) {
     for (const Recipe& recipe : recipes()) {
@@ -583,12 +607,12 @@ TEST(Recipes, PaperPreset) {
 // beta 0: a larger share of the rows is the same for every head as the budget grows.
 TEST(Recipes, BetaFollowsTheBudgetUnlessItIsGiven) {
     MethodOptions options;
-    EXPECT_EQ(importance_beta(options, 16), 2);
-    EXPECT_EQ(importance_beta(options, 64), 2);
-    EXPECT_EQ(importance_beta(options, 128), 4);
-    EXPECT_EQ(importance_beta(options, 1024), 5);
+    EXPECT_EQ(importance_beta(options, 16, nullptr), 2);
+    EXPECT_EQ(importance_beta(options, 64, nullptr), 2);
+    EXPECT_EQ(importance_beta(options, 128, nullptr), 4);
+    EXPECT_EQ(importance_beta(options, 1024, nullptr), 5);
     options.beta = 1.2;
-    EXPECT_EQ(importance_beta(options, 1024), 1.2);
+    EXPECT_EQ(importance_beta(options, 1024, nullptr), 1.2);
     // By hand: 2 heads, 128 rows, window 16. Every head has 16 + 112 * 3/4 = 100; the pool of 56
     // goes to the head with all the importance.
     MethodConfig config;
@@ -601,6 +625,47 @@ TEST(Recipes, BetaFollowsTheBudgetUnlessItIsGiven) {
     config.scores = scores;
     const auto method = Method::create(config, {1, 2, 2}, 5000, 1).value();
     EXPECT_EQ(method.plan().rows, (std::vector<std::int64_t>{156, 100}));
+}
+
+// By hand: 2 heads, 256 rows, beta 4, window 16. Every head has 16 + 240 * 3/4 = 196; the pool of
+// 120 is shared 1 : 0 as the scores are, and 5/8 : 3/8 with three quarters of the way to 1/2 : 1/2
+// gone.
+TEST(Recipes, SharesMayBecomeEvenAsTheBudgetGrows) {
+    MethodOptions options;
+    options.shrink = kByBudget;
+    EXPECT_EQ(importance_shrink(options, 32), 0);
+    EXPECT_EQ(importance_shrink(options, 64), 0);
+    EXPECT_EQ(importance_shrink(options, 128), 0.5);
+    EXPECT_EQ(importance_shrink(options, 256), 0.75);
+    options.shrink = 0.1;
+    EXPECT_EQ(importance_shrink(options, 256), 0.1);
+    MethodConfig config;
+    config.method = "headkv-r2";
+    config.budget.value = 256;
+    config.options.beta = 4;
+    auto scores = std::make_shared<HeadScores>();
+    scores->shape = {1, 2, 2};
+    scores->kind = "r2";
+    scores->mean = {1, 0};
+    config.scores = scores;
+    const auto rows = [&] {
+        return Method::create(config, {1, 2, 2}, 5000, 1).value().plan().rows;
+    };
+    EXPECT_EQ(rows(), (std::vector<std::int64_t>{316, 196}));
+    config.options.shrink = kByBudget;
+    EXPECT_EQ(rows(), (std::vector<std::int64_t>{271, 241}));
+}
+
+TEST(Recipes, ConcentrationIsTheShareOfTheMostImportantTenth) {
+    HeadScores scores;
+    scores.mean = {1, 1, 6, 1, 0, 0, 0, 0, 0, 1};
+    EXPECT_DOUBLE_EQ(importance_concentration(scores), 0.6);
+    scores.mean.insert(scores.mean.end(), 10, 0.5);  // the best two of twenty: 7 of 15
+    EXPECT_DOUBLE_EQ(importance_concentration(scores), 7.0 / 15);
+    scores.mean = {3, 1};
+    EXPECT_DOUBLE_EQ(importance_concentration(scores), 0.75);
+    scores.mean = {0, 0};
+    EXPECT_EQ(importance_concentration(scores), 0);
 }
 
 // --- what create refuses
@@ -674,9 +739,17 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.temperature = -1; }, "temperature");
     with([](auto& o) { o.temperature = std::nan(""); }, "temperature");
     with([](auto& o) { o.shrink = 1.5; }, "shrink");
+    with([](auto& o) { o.shrink = -0.5; }, "shrink is -0.5");
+    with([](auto& o) { o.skip_tail = -1; }, "skip-tail is -1");
     with([](auto& o) { o.mix = -0.1; }, "mix");
     with([](auto& o) { o.chunk = -1; }, "chunk");
     with([](auto& o) { o.chunk = 5000; }, "chunk");
+    with(
+        [](auto& o) {
+            o.chunk = 10;
+            o.sentences = true;
+        },
+        "whole sentences");
     with([](auto& o) { o.sinks = -1; }, "sinks");
     with([](auto& o) { o.reserve = 0; }, "reserve");
     with([](auto& o) { o.frequent = 1.1; }, "frequent");

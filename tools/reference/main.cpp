@@ -74,11 +74,11 @@ std::vector<Comparison> comparisons(const HeadShape& shape, double rows) {
             c.ours.budget.value = c.right.rows = rows;
             c.ours.options.kernel = c.right.kernel;
             c.ours.options.pool = pool;
-            c.right.beta = importance_beta(c.ours.options, rows);
             c.right.average_pool = pool == Pool::avg;
             if (!name.starts_with("headkv")) continue;
             c.ours.scores = uneven_scores(shape, name == "headkv-r" ? "r" : "r2");
             c.right.scores = c.ours.scores->mean;
+            c.right.beta = importance_beta(c.ours.options, rows, c.ours.scores.get());
         }
     }
     return result;
