@@ -31,6 +31,9 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model, ggml_backen
         return tl::unexpected(made.error());
     }
     if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        if (auto known = result->check_attention(model.impl().hyper); !known) {
+            return tl::unexpected(known.error());
+        }
         if (auto done = result->launch_attention_alone(); !done) {
             return tl::unexpected(done.error());
         }
@@ -49,6 +52,23 @@ Result<std::unique_ptr<Compute>> Compute::create(const Model& model, ggml_backen
     ggml_backend_cpu_set_n_threads(result->backend_.get(), result->threads_);
     ggml_backend_cpu_set_threadpool(result->backend_.get(), result->pool_.get());
     return result;
+}
+
+Result<void> Compute::check_attention(const Hyper& hyper) const {
+    const auto context = make_context(8);
+    auto* c = context.get();
+    constexpr std::int64_t kRows = 256;
+    const auto rows = [&](std::int64_t dim) {
+        return ggml_new_tensor_4d(c, GGML_TYPE_F16, dim, kRows, hyper.shape.kv_heads, 1);
+    };
+    auto* query =
+        ggml_new_tensor_4d(c, GGML_TYPE_F32, hyper.head_dim_k, 1, hyper.shape.query_heads, 1);
+    auto* mask = ggml_new_tensor_4d(c, GGML_TYPE_F16, kRows, 1, 1, 1);
+    auto* attended = ggml_flash_attn_ext(c, query, rows(hyper.head_dim_k), rows(hyper.head_dim_v),
+                                         mask, 1.0F, 0.0F, 0.0F);
+    if (ggml_backend_supports_op(backend_.get(), attended)) return {};
+    return bad_input("{} has no attention for heads of {} and {} values; use --device cpu",
+                     ggml_backend_name(backend_.get()), hyper.head_dim_k, hyper.head_dim_v);
 }
 
 Result<void> Compute::launch_attention_alone() const {

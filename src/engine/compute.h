@@ -20,8 +20,8 @@ using Threads = std::shared_ptr<ggml_threadpool>;
 
 class Compute {
 public:
-    // `threads`: of the model's CPU backends, made by the first one. Error (failure): the backend
-    // or its threads cannot be started.
+    // `threads`: of the model's CPU backends, made by the first one. Errors: (failure) the backend
+    // or its threads cannot be started; (bad_input) it has no attention for the model's heads.
     static Result<std::unique_ptr<Compute>> create(const Model& model, ggml_backend_dev_t device,
                                                    Threads& threads);
 
@@ -59,6 +59,9 @@ private:
     // other kinds keep what they gain by it. Must come before any other attention. Error (failure):
     // out of memory.
     Result<void> launch_attention_alone() const;
+    // Error (bad_input): the backend has no attention for heads of the model's size; its graphs
+    // would end the program instead of failing.
+    Result<void> check_attention(const Hyper& hyper) const;
     Result<void> checked(ggml_status status) const;
     Result<void> make_rotations(const Hyper& hyper);
     bool takes(const ggml_tensor* attended) const;  // its keys and values as they are

@@ -28,7 +28,7 @@ protected:
         tiny.layers = 4;
         tiny.query_heads = 4;
         tiny.kv_heads = 2;
-        tiny.head_dim = 32;
+        tiny.head_dim = 64;
         tiny.rope_factors = true;
         return tiny;
     }
