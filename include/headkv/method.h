@@ -29,6 +29,7 @@ enum class ScoreStep {
     reconstruction,      // the most attention while the model reads its prompt again (2505.23416)
     key_norm,            // -|k|
     key_difference,      // -cos(k, mean direction of the keys) (2504.15364)
+    key_clusters,        // last query times the mean key of a row's cluster (2412.03213)
     random,
 };
 enum class AllocateStep {
@@ -71,6 +72,9 @@ struct Recipe {
     std::string_view summary;     // one sentence
     std::int64_t chunk = 1;       // positions kept together where MethodOptions do not say
     std::int64_t protect = 0;     // first rows that every head keeps whatever MethodOptions say
+    // What it cannot do without: every row beside the cache, stored so where MethodConfig::recall
+    // does not say another type.
+    std::optional<StoreStep> recall = {};
 };
 
 // The table, in display order.
@@ -115,8 +119,9 @@ struct MethodOptions {
                              // as in ada-kv; the rest follows the scores
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
     std::int64_t seed = 1;   // random: another choice
-    std::int64_t sinks = 4;  // sinks_recent: first rows kept (2309.17453)
-    std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
+    std::int64_t cluster_size = 80;  // key_clusters: rows a cluster, on average (2412.03213)
+    std::int64_t sinks = 4;          // sinks_recent: first rows kept (2309.17453)
+    std::int64_t reserve = 128;      // rows that each head may hold above its plan while decoding
 };
 // The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
 // within 2 and 5. Where rows are few, the important heads must have most of them; the more there
@@ -125,7 +130,8 @@ double importance_beta(const MethodOptions& options, double rows);
 // The options that a recipe does best with (docs/results.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
 // every head (few rows starve heads of the one they look at when there is nothing to look at), and
-// the maximum over the query heads of a group.
+// the maximum over the query heads of a group; where clusters of keys are ranked, every token of an
+// answer ranks them anew (reserve 1).
 MethodOptions default_options(const Recipe& recipe);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
@@ -162,9 +168,11 @@ struct MethodConfig {
     RowLayout layout = {};
     // Every row of the sequence stays beside the cache, stored as this; each further turn selects
     // anew from them (docs/methods.md). Methods that do not score select by position: they have no
-    // use for it and keep none. CPU engine only.
+    // use for it and keep none; some do not go without (Recipe::recall). CPU engine only.
     std::optional<StoreStep> recall = {};
 };
+// How a sequence of that recipe keeps all its rows, if it does.
+std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe);
 
 // Rows per (layer, KV head): exact, clamped to the prompt, the surplus handed on.
 struct Plan {
@@ -176,6 +184,13 @@ struct Plan {
     std::int64_t total() const;
 };
 
+// Clusters of keys that a score ranks (2412.03213); size 0: none.
+struct ClusterNeeds {
+    std::int64_t size = 0;   // rows a cluster, on average
+    std::int64_t first = 0;  // row from which on rows are in clusters
+    bool operator==(const ClusterNeeds&) const = default;
+};
+
 // What a selection looks at in each layer of a prompt. An engine computes what some method asks
 // for, once a layer for all of them.
 struct LayerNeeds {
@@ -185,6 +200,7 @@ struct LayerNeeds {
     bool future_queries = false;  // query_mean and query_covariance
     bool output_norms = false;
     bool reconstruction = false;  // the prompt is read again behind itself: twice the work
+    ClusterNeeds clusters = {};
     bool operator==(const LayerNeeds&) const = default;
 };
 
@@ -209,6 +225,9 @@ struct LayerView {
     // [kv_heads][n]: the highest weight that a row gets from any query of the group while the model
     // reads the prompt again; 0 for the first kSinkQueries rows.
     std::span<const float> reconstruction = {};
+    // [kv_heads][n]: products of the last query with the mean key of a row's cluster, sum over the
+    // group; of rows outside of clusters, which are kept, any number.
+    std::span<const float> cluster_products = {};
 };
 
 // A recipe bound to a model shape and a prompt length: the pure function that the engine calls once
@@ -235,6 +254,11 @@ public:
     // Queries for a re-selection while decoding, which a prompt below the budget may need, too:
     // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
+    // The clusters of keys that it ranks, in a prompt and while decoding; none for most.
+    ClusterNeeds clusters() const;
+    // Newest rows that may be outside of clusters, where a head keeps `rows`: they stay. With more,
+    // all of them become clusters.
+    std::int64_t most_unclustered(std::int64_t rows) const;
     // Whether the rows of a head are only known once a prompt has been read.
     bool rows_follow_prompt() const;
 
@@ -255,6 +279,9 @@ public:
     // sorted indices, exactly min(rows, n). `observed` [group][n]: attention of the last queries.
     std::vector<std::int32_t> keep_head(std::span<const float> observed, std::int64_t n,
                                         std::int64_t rows) const;
+    // The same by a value for each row [n] instead of attention.
+    std::vector<std::int32_t> keep_valued(std::span<const float> values, std::int64_t n,
+                                          std::int64_t rows) const;
 
 private:
     friend class PromptSelection;

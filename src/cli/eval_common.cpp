@@ -56,6 +56,7 @@ nlohmann::json describe(const MethodConfig& config) {
     add("shrink", o.shrink, d.shrink);
     add("mix", o.mix, d.mix);
     add("chunk_size", o.chunk, d.chunk);
+    add("cluster_size", o.cluster_size, d.cluster_size);
     add("choice", o.seed, d.seed);
     if (config.store != StoreTypes()) {
         json["type_k"] = name_of(config.store.keys);

@@ -41,6 +41,7 @@ ordered_json options_of(const Recipe& recipe) {
         {"mix", d.mix},
         {"floor", d.floor},
         {"normalize", d.normalize ? "yes" : "no"},
+        {"cluster-size", d.cluster_size},
         {"choice", d.seed},
         {"sinks", d.sinks},
         {"reserve", d.reserve}};
@@ -73,6 +74,7 @@ ordered_json json_of(const Recipe& recipe) {
             {"score_kind", recipe.score_kind},
             {"allocators", allocators_json(recipe)},
             {"options", options_of(recipe)},
+            {"recall", recipe.recall ? ordered_json(name_of(*recipe.recall)) : ordered_json()},
             {"paper", recipe.paper},
             {"summary", recipe.summary},
             {"page", method_page(recipe.name)}};
@@ -102,6 +104,10 @@ std::string recipe_text(const Recipe& recipe) {
     if (!recipe.score_kind.empty()) {
         text += fmt::format("  needs    head scores of kind {} (headkv calibrate --kind {})\n",
                             recipe.score_kind, recipe.score_kind);
+    }
+    if (recipe.recall) {
+        text += fmt::format("  keeps    every row in host memory (--recall {})\n",
+                            name_of(*recipe.recall));
     }
     if (const auto allocators = allocators_text(recipe); !allocators.empty()) {
         text += fmt::format("  allocate may be {}\n", allocators);

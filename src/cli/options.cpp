@@ -379,6 +379,9 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
             .c_str(),
         "M");
     add("--chunk-size", a.chunk, "positions that stay or go together (chunkkv 10, others 1)", "N");
+    add("--cluster-size", a.cluster_size,
+        fmt::format("clusterkv: rows a cluster of keys, on average ({})", d.cluster_size).c_str(),
+        "N");
     add("--choice", a.seed, fmt::format("random: another choice of rows ({})", d.seed).c_str(),
         "N");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
@@ -477,6 +480,7 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     take(arguments.shrink, options.shrink);
     take(arguments.mix, options.mix);
     take(arguments.chunk, options.chunk);
+    take(arguments.cluster_size, options.cluster_size);
     take(arguments.seed, options.seed);
     // The two betas divide different things; --beta means that of the method at hand.
     take(arguments.beta,
@@ -508,7 +512,13 @@ Result<StoreTypes> method_store(const MethodArguments& arguments) {
     return types;
 }
 
-Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments) {
+Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments,
+                                               const Recipe& recipe) {
+    if (recipe.recall && arguments.recall == "off") {
+        return bad_input(
+            "{} chooses from all rows for every token: it does not go without --recall",
+            recipe.name);
+    }
     if (!arguments.recall || *arguments.recall == "off") return std::nullopt;
     for (const StoreStep step : {StoreStep::f16, StoreStep::q8_0, StoreStep::q4_0}) {
         if (name_of(step) == *arguments.recall) return step;
@@ -537,7 +547,8 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
         return tl::unexpected(options.error());
     }
     if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
-    if (const auto recall = method_recall(*own); !recall) return tl::unexpected(recall.error());
+    if (const auto recall = method_recall(*own, *recipe); !recall)
+        return tl::unexpected(recall.error());
     const auto store = method_store(*own);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
@@ -560,7 +571,7 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     }
     const auto layout = method_layout(*own);
     if (!layout) return tl::unexpected(layout.error());
-    const auto recall = method_recall(*own);
+    const auto recall = method_recall(*own, *recipe);
     if (!recall) return tl::unexpected(recall.error());
     auto scores = scores_of(*own, *recipe, model);
     if (!scores) return tl::unexpected(scores.error());

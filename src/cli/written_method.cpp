@@ -46,12 +46,13 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
     if (auto known = check_known(arguments, name); !known) return known;
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 8> integers = {
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 9> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
          {"observe", &arguments.observe},
          {"kernel", &arguments.kernel},
          {"chunk-size", &arguments.chunk},
+         {"cluster-size", &arguments.cluster_size},
          {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
          {"reserve", &arguments.reserve}}};

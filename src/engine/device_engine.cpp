@@ -244,6 +244,10 @@ Result<void> DeviceEngine::supports(const Method& method) {
             "{} lets the rows of all layers compete, which a device does not: use --device cpu",
             method.recipe().name);
     }
+    if (recall_of(method.config(), method.recipe())) {
+        return bad_input("{} keeps every row in host memory for recall: use --device cpu",
+                         method.recipe().name);
+    }
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.

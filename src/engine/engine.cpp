@@ -240,14 +240,21 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
 
 // Rows for recall lie in this CPU's memory, where its own kernels read them.
 Result<void> Engine::Impl::check_recall(const MethodConfig& config) const {
-    if (!config.recall) return {};
+    const auto recipe = find_recipe(config.method);
+    const auto kept = recipe ? recall_of(config, **recipe) : config.recall;
+    if (!kept) return {};
     if (device) {
+        if (!config.recall) {
+            return bad_input(
+                "{} chooses from all rows in host memory, which works with the CPU's own kernels "
+                "only: use --device cpu",
+                config.method);
+        }
         return bad_input(
             "--recall works with the CPU's own kernels only: use --device cpu, or leave it out");
     }
     const auto& info = model->info();
-    const auto bytes =
-        row_bytes({*config.recall, *config.recall}, info.head_dim_k, info.head_dim_v);
+    const auto bytes = row_bytes({*kept, *kept}, info.head_dim_k, info.head_dim_v);
     return bytes ? Result<void>() : tl::unexpected(bytes.error());
 }
 
@@ -337,17 +344,21 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
                                    : std::max<std::int64_t>(1, config.options.reserve);
         std::optional<SequenceCache> archive;
         std::int64_t logged = 1;
-        if (config.recall && recalls(*method)) {
+        std::vector<KeyClusters> clusters;
+        if (const auto kept = recall_of(config, method->recipe()); kept && recalls(*method)) {
             auto archive_shape = cache_shape;
-            archive_shape.type_k = archive_shape.type_v = row_type(*config.recall);
+            archive_shape.type_k = archive_shape.type_v = row_type(*kept);
             archive.emplace(archive_shape);
             // What a selection while answering looks at, besides the token that makes it.
             logged = std::max(logged, std::min(reserve, method->observe_answer()) - 1);
+            if (const auto wanted = method->clusters(); wanted.size > 0) {
+                clusters.assign(size(cache_shape.layers * cache_shape.heads), KeyClusters(wanted));
+            }
         }
         targets.push_back(
             {std::move(*method), reserve, SequenceCache(cache_shape),
              QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
-             std::move(archive)});
+             std::move(archive), std::move(clusters)});
     }
     auto chosen = self.prefill_options(false);
     if (std::ranges::any_of(
@@ -588,8 +599,13 @@ std::optional<StepSelection> Engine::Impl::begin_selection(Sequence& sequence) c
     if (rows.empty()) return std::nullopt;
     // Queries since the last selection score this one, as many as the method observes.
     const auto queries = std::min(state.reserve, state.method.observe_answer());
-    StepSelection selection{&state.method, &*state.archive, &state.cache, &state.log, 0,
-                            queries,       std::move(rows)};
+    StepSelection selection{.method = &state.method,
+                            .archive = &*state.archive,
+                            .cache = &state.cache,
+                            .log = &state.log,
+                            .clusters = state.clusters.empty() ? nullptr : &state.clusters,
+                            .queries = queries,
+                            .rows = std::move(rows)};
     StepRecall::drop_rows(selection);
     sequence.since = -1;  // the step's first token is part of this selection
     return selection;
@@ -836,6 +852,7 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
             from.kept,
             from.since};
         if (from.state.archive) twin.state.archive = from.state.archive->copy();
+        twin.state.clusters = from.state.clusters;
         const auto id = impl_->next_id++;
         impl_->sequences.emplace(id, std::move(twin));
         return id;

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "engine/attention_ops.h"
 #include "engine/future_queries.h"
+#include "engine/key_clusters.h"
 #include "engine/reconstruction.h"
 #include "headkv/error.h"
 #include "headkv/method.h"
@@ -35,16 +37,26 @@ public:
     // Computes what no earlier call has. Error (failure): out of memory.
     Result<LayerView> of(const LayerNeeds& needs);
 
+    // [kv_heads] as of() has made them for a method that ranks them.
+    const std::vector<KeyClusters>& clusters(const ClusterNeeds& needs) const;
+
 private:
     Result<std::vector<float>> computed(ggml_tensor* node, ggml_context* context) const;
     Result<std::vector<float>> observed(std::int64_t queries, bool squares) const;
     Result<std::vector<float>> output_norms() const;
+    struct Clusters {
+        ClusterNeeds needs;
+        std::vector<KeyClusters> made;  // [kv_heads]
+        std::vector<float> products;    // [kv_heads][tokens]
+    };
+    Result<const Clusters*> clustered(const ClusterNeeds& needs);
 
     Source source_;
     Run run_;
     // By queries, and whether squared.
     std::map<std::pair<std::int64_t, bool>, std::vector<float>> observed_;
     std::vector<float> keys_, values_, output_norms_;
+    std::vector<std::unique_ptr<Clusters>> clusters_;
     FutureQueries::Moments moments_;
 };
 

@@ -231,6 +231,11 @@ Result<void> Prefill::compress_layer() {
         const auto view = views.of(target.method.needs());
         if (!view) return tl::unexpected(view.error());
         const auto keep = target.selection->next(*view);
+        if (const auto wanted = target.method.needs().clusters; wanted.size > 0) {
+            const auto& made = views.clusters(wanted);
+            std::copy(made.begin(), made.end(),
+                      target.clusters.begin() + layer_ * shape_.heads.kv_heads);
+        }
         if (auto filled = target.cache.fill(layer_, rows(), keep, target.reserve); !filled) {
             return filled;
         }

@@ -12,6 +12,7 @@
 #include "engine/compute.h"
 #include "engine/future_queries.h"
 #include "engine/graph.h"
+#include "engine/key_clusters.h"
 #include "engine/reconstruction.h"
 #include "headkv/engine.h"
 
@@ -24,6 +25,8 @@ struct PrefillTarget {
     SequenceCache cache;
     QueryLog log;                                   // receives the last prompt query
     std::optional<SequenceCache> archive = {};      // receives every row of the prompt, for recall
+    std::vector<KeyClusters> clusters = {};         // [layers * kv_heads] of the archive's rows,
+                                                    // where the method ranks them
     std::optional<PromptSelection> selection = {};  // of `method`, while the prompt is read
 };
 

@@ -56,6 +56,9 @@ Result<void> check_options(const MethodOptions& options) {
         return bad_input("chunk is {}: it must be 0 (the method's own) to {} positions",
                          options.chunk, kWidestKernel);
     }
+    if (options.cluster_size < 1) {
+        return bad_input("cluster size is {}: it must be at least 1 row", options.cluster_size);
+    }
     if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
     if (options.reserve < 1) {
         return bad_input("reserve is {}: it must be at least 1 row", options.reserve);
@@ -332,6 +335,9 @@ LayerNeeds Method::needs() const {
         case ScoreStep::reconstruction:
             needs.reconstruction = true;
             break;
+        case ScoreStep::key_clusters:
+            needs.clusters = clusters();
+            break;
         default:
             break;
     }
@@ -340,8 +346,20 @@ LayerNeeds Method::needs() const {
 
 std::int64_t Method::observe_answer() const {
     if (recipe_.select == SelectStep::all || recipe_.select == SelectStep::sinks_recent) return 0;
-    if (recipe_.score == ScoreStep::last_query) return 1;
+    if (recipe_.score == ScoreStep::last_query || recipe_.score == ScoreStep::key_clusters) {
+        return 1;
+    }
     return config_.options.observe > 0 ? config_.options.observe : config_.options.window;
+}
+
+ClusterNeeds Method::clusters() const {
+    if (recipe_.score != ScoreStep::key_clusters) return {};
+    return {config_.options.cluster_size, protected_rows()};
+}
+
+std::int64_t Method::most_unclustered(std::int64_t rows) const {
+    constexpr std::int64_t kMost = 320;  // as the paper's code; fewer where the budget is small
+    return std::clamp<std::int64_t>((rows - protected_rows()) / 4, 1, kMost);
 }
 
 bool Method::rows_follow_prompt() const {
@@ -387,6 +405,9 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
             values = competing({view.reconstruction.begin(), view.reconstruction.end()},
                                shape_.kv_heads, 0, prompt_ - without);
             break;
+        case ScoreStep::key_clusters:
+            values.assign(view.cluster_products.begin(), view.cluster_products.end());
+            break;
         case ScoreStep::random:
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
             break;
@@ -404,6 +425,7 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
         recipe_.score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
+    if (recipe_.score == ScoreStep::key_clusters) return values;  // stay together as they are
     join_chunks(values, shape_.kv_heads, chunk_of(recipe_, options));
     if (recipe_.score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
     return values;
@@ -489,6 +511,12 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
     auto values = score_window(observed, one_head, n, unscored(recipe_, options),
                                pooled ? options.kernel : 1, options.pool, options.group_reduce);
     join_chunks(values, 1, chunk_of(recipe_, options));
+    return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
+}
+
+std::vector<std::int32_t> Method::keep_valued(std::span<const float> values, std::int64_t n,
+                                              std::int64_t rows) const {
+    if (rows >= n) return all_positions(n);
     return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
 }
 

@@ -71,6 +71,11 @@ constexpr std::array kRecipes = {
            "Keeps the keys that point away from the mean of all keys; looks at no attention."},
     Recipe{"knorm", ScoreStep::key_norm, A::uniform, S::top_k, kF16, "", "2406.11430",
            "Keeps the shortest keys; looks at no attention."},
+    Recipe{
+        "clusterkv", ScoreStep::key_clusters, A::uniform, S::top_k, kF16, "", "2412.03213",
+        "Brings back the clusters of keys that the newest query points to, for every token anew; "
+        "all rows stay in host memory.",
+        1, 16, kF16},
     Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
            "Keeps rows drawn by lot: what a method must beat."},
 };
@@ -121,6 +126,7 @@ std::string_view obstacle(const Recipe& recipe, AllocateStep allocate) {
             break;
         case ScoreStep::key_norm:
         case ScoreStep::key_difference:
+        case ScoreStep::key_clusters:
             if (competes) return "its scores compare keys of one head only";
             break;
         case ScoreStep::output_attention:
@@ -184,14 +190,17 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     };
     const bool windowed = recipe.select == SelectStep::top_k_window;
     const bool ranked = recipe.select != SelectStep::sinks_recent;
+    const bool clusters = recipe.score == ScoreStep::key_clusters;  // no attention decides
     add(true, {"allocate"});
     add(!ranked, {"sinks"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.
-    add(!windowed && (ranked || recipe.allocate == AllocateStep::binary_heads), {"window"});
-    add(ranked, {"group-reduce", "chunk-size"});
+    add(!windowed && !clusters && (ranked || recipe.allocate == AllocateStep::binary_heads),
+        {"window"});
+    add(ranked && !clusters, {"group-reduce", "chunk-size"});
+    add(clusters, {"cluster-size"});
     add(recipe.allocate == AllocateStep::head_importance, {"beta", "mix"});
     add(!recipe.score_kind.empty(), {"temperature", "shrink"});
     add(recipe.allocate == AllocateStep::pyramid, {"beta", "pyramid-beta"});
@@ -203,12 +212,17 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     return names;
 }
 
+std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe) {
+    return config.recall ? config.recall : recipe.recall;
+}
+
 double importance_beta(const MethodOptions& options, double rows) {
     return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
 }
 
 MethodOptions default_options(const Recipe& recipe) {
     MethodOptions options;
+    if (recipe.score == ScoreStep::key_clusters) options.reserve = 1;
     if (recipe.allocate != A::head_importance) return options;
     options.window = 8;
     options.observe = 16;
@@ -256,6 +270,8 @@ std::string_view name_of(ScoreStep step) {
             return "key-norm";
         case ScoreStep::key_difference:
             return "key-difference";
+        case ScoreStep::key_clusters:
+            return "key-clusters";
         case ScoreStep::random:
             return "random";
     }

@@ -87,6 +87,7 @@ inline MethodConfig method_config(const std::string& name, double rows, const He
     config.method = name;
     config.budget = {.unit = Budget::Unit::rows, .value = rows};
     const auto recipe = find_recipe(name);  // some tests want an unknown one
+    if (recipe) config.options.reserve = default_options(**recipe).reserve;
     const std::string kind(recipe ? (*recipe)->score_kind : "");
     if (!kind.empty()) config.scores = uneven_scores(shape, kind);
     return config;

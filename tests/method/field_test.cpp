@@ -49,6 +49,35 @@ TEST(FieldMethods, H2oKeepsTheHeaviestAndAsManyRecentRows) {
     EXPECT_EQ(kept[1], (Positions{1, 4, 7, 8, 9}));
 }
 
+// The first rows and the newest stay; the others come cluster by cluster, and the last cluster that
+// comes is cut behind its lowest positions.
+TEST(FieldMethods, ClusterkvTakesClustersInOrderAndCutsTheLast) {
+    constexpr std::int64_t kLong = 30;
+    MethodConfig config;
+    config.method = "clusterkv";
+    config.budget.value = 22;  // 16, 5 that are chosen, and the last
+    const auto method = Method::create(config, {1, 1, 1}, kLong, 1).value();
+    EXPECT_EQ(method.needs().clusters, (ClusterNeeds{80, 16}));
+    std::vector<float> products(kLong, 100);  // of rows in no cluster: of no account
+    for (std::size_t i = 16; i < kLong; ++i) products[i] = std::vector<float>{-1, 3, 2}[i % 3];
+    // Three: 16, 19, 22, 25, 28. Then two: 17, 20, 23, 26. Then -1.
+    const auto kept = [&](double rows) {
+        config.budget.value = rows;
+        auto all = Method::create(config, {1, 1, 1}, kLong, 1)
+                       .value()
+                       .keep_layer(0, {.cluster_products = products})[0];
+        EXPECT_EQ(all, method.keep_valued(products, kLong, static_cast<std::int64_t>(rows)));
+        return Positions(all.begin() + 16, all.end());
+    };
+    EXPECT_EQ(kept(20), (Positions{16, 19, 22, 29}));
+    EXPECT_EQ(kept(22), (Positions{16, 19, 22, 25, 28, 29}));
+    EXPECT_EQ(kept(24), (Positions{16, 17, 19, 20, 22, 25, 28, 29}));
+    // Newest rows outside of clusters: a quarter of what is not the first 16, at most 320.
+    EXPECT_EQ(method.most_unclustered(17), 1);
+    EXPECT_EQ(method.most_unclustered(128), 28);
+    EXPECT_EQ(method.most_unclustered(5000), 320);
+}
+
 TEST(FieldMethods, H2oLooksAtAllQueriesTovaAtTheLast) {
     const auto observe = [](const char* name) {
         MethodConfig config;

@@ -47,13 +47,15 @@ struct SomeLayer {
         fill(needs.future_queries, query_covariance, shape.query_heads * kDim * kDim);
         fill(needs.output_norms, output_norms, shape.query_heads * n);
         fill(needs.reconstruction, reconstruction, shape.kv_heads * n);
+        fill(needs.clusters.size > 0, cluster_products, shape.kv_heads * n);
     }
     LayerView view() const {
-        return {observed, keys, values, query_mean, query_covariance, output_norms, reconstruction};
+        return {observed,         keys,         values,         query_mean,
+                query_covariance, output_norms, reconstruction, cluster_products};
     }
 
     std::vector<float> observed, keys, values, query_mean, query_covariance, output_norms,
-        reconstruction;
+        reconstruction, cluster_products;
 };
 
 inline SomeLayer random_layer(const LayerNeeds& needs, const HeadShape& shape, std::int64_t n,

@@ -60,7 +60,7 @@ protected:
     }
     // No budget is below what is always kept.
     double at_least(double rows) const {
-        return std::max(rows, windowed() ? 8.0 + static_cast<double>(GetParam().protect) : 0.0);
+        return std::max(rows, (windowed() ? 8.0 : 1.0) + static_cast<double>(GetParam().protect));
     }
     bool full() const { return GetParam().allocate == AllocateStep::all; }
     bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
@@ -282,6 +282,9 @@ TEST_P(EveryRecipe, SurvivesBrokenObservations) {
     for (std::size_t i = 0; i < seen.values.size(); i += 17) seen.values[i] = nan;
     for (std::size_t i = 0; i < seen.output_norms.size(); i += 7) seen.output_norms[i] = nan;
     for (std::size_t i = 0; i < seen.reconstruction.size(); i += 5) seen.reconstruction[i] = nan;
+    for (std::size_t i = 0; i < seen.cluster_products.size(); i += 4) {
+        seen.cluster_products[i] = nan;
+    }
     if (!seen.query_covariance.empty()) seen.query_covariance[5] = nan;
     std::int64_t total = 0;
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
@@ -403,6 +406,7 @@ TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
                                                     "duo-attention",
                                                     "keydiff",
                                                     "knorm",
+                                                    "clusterkv",
                                                     "random"}));
 }
 
@@ -588,6 +592,7 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.chunk = -1; }, "chunk");
     with([](auto& o) { o.chunk = 5000; }, "chunk");
     with([](auto& o) { o.sinks = -1; }, "sinks");
+    with([](auto& o) { o.cluster_size = 0; }, "cluster size");
     with([](auto& o) { o.reserve = 0; }, "reserve");
 }
 
@@ -625,6 +630,7 @@ TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
     EXPECT_EQ(headkv.protect, 1);
     EXPECT_EQ(headkv.group_reduce, GroupReduce::max);
     EXPECT_EQ(headkv.kernel, MethodOptions().kernel);
+    EXPECT_EQ(default_options(**find_recipe("clusterkv")).reserve, 1);
     const auto snapkv = default_options(**find_recipe("snapkv"));
     EXPECT_EQ(snapkv.window, 16);
     EXPECT_EQ(snapkv.protect, 0);
