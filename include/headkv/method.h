@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "headkv/error.h"
+#include "headkv/layer_map.h"
 #include "headkv/scores.h"
 
 namespace headkv {
@@ -75,6 +76,7 @@ struct Recipe {
     // What it cannot do without: every row beside the cache, stored so where MethodConfig::recall
     // does not say another type.
     std::optional<StoreStep> recall = {};
+    bool shares = false;  // needs MethodConfig::share, which others may have
 };
 
 // The table, in display order.
@@ -170,6 +172,10 @@ struct MethodConfig {
     // anew from them (docs/methods.md). Methods that do not score select by position: they have no
     // use for it and keep none; some do not go without (Recipe::recall). CPU engine only.
     std::optional<StoreStep> recall = {};
+    // Layers that read the rows of earlier ones and own none: what they do not take goes to the
+    // others, at the same bytes. An owner's rows are selected for all who read them. CPU engine
+    // only; what is read with one map is another computation than with another or without.
+    std::shared_ptr<const LayerMap> share = {};
 };
 // How a sequence of that recipe keeps all its rows, if it does.
 std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe);
@@ -245,7 +251,9 @@ public:
     const Recipe& recipe() const { return recipe_; }  // with the options' allocator
     const MethodConfig& config() const { return config_; }
     // Rows per head of this prompt; for adaptive allocation only the sums of its layers matter.
+    // Layers that read another's rows have 0.
     const Plan& plan() const { return plan_; }
+    bool owns(std::int64_t layer) const { return !config_.share || config_.share->owns(layer); }
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
     // What keep_layer() looks at; nothing where runs_as_full(). Accumulated attention needs the
@@ -302,19 +310,20 @@ private:
     Plan bound_;  // while decoding, see bound()
 };
 
-// The selection of one prompt, layer by layer in order. Where the rows of all layers compete, a
-// layer takes rows back from those before it: what ranks below the best so far, as many as the
-// budget has in all, cannot be among the best of all layers. So the result is exact, and no more
-// rows are held on the way than the budget allows.
+// The selection of one prompt, once for each layer; a layer whose rows others read comes when its
+// last reader has been seen, and layers that own no rows need not come. Where the rows of all
+// layers compete, a layer takes rows back from those that came before it: what ranks below the best
+// so far, as many as the budget has in all, cannot be among the best of all layers. So the result
+// is exact, and no more rows are held on the way than the budget allows.
 class PromptSelection {
 public:
     explicit PromptSelection(Method method);
 
-    // Keep lists of the next layer, as Method::keep_layer() takes and gives them.
-    std::vector<std::vector<std::int32_t>> next(const LayerView& view);
+    // Keep lists of a layer, as Method::keep_layer() takes and gives them.
+    std::vector<std::vector<std::int32_t>> next(std::int64_t layer, const LayerView& view);
 
-    // Rows that next() has taken back in an earlier layer, [kv_heads]: sorted indices of those that
-    // stay, into the rows held so far.
+    // Rows that next() has taken back in a layer that came before, [kv_heads]: sorted indices of
+    // those that stay, into the rows held so far.
     struct Cut {
         std::int64_t layer = 0;
         std::vector<std::vector<std::int32_t>> stay;
@@ -327,13 +336,12 @@ private:
         std::int32_t position = 0;
     };
     using Head = std::vector<Rival>;  // still in, by position
-    void keep_best(std::int64_t count);
+    void keep_best(std::int64_t count, std::size_t newest);
 
     Method method_;
     std::int64_t recent_, protect_;          // last and first rows of a head, which do not compete
-    std::vector<std::vector<Head>> layers_;  // [layers so far][kv_heads]
+    std::vector<std::vector<Head>> layers_;  // [layers][kv_heads], without heads until it came
     std::vector<Cut> cuts_;
-    std::int64_t layer_ = 0;
 };
 
 // --- the steps, for tests, `headkv plan` and researchers

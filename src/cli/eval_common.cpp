@@ -63,6 +63,7 @@ nlohmann::json describe(const MethodConfig& config) {
         json["type_v"] = name_of(config.store.values);
     }
     if (config.recall) json["recall"] = name_of(*config.recall);
+    if (config.share) json["share"] = config.share->owner;
     if (config.scores) {
         std::string text;
         for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);

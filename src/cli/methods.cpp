@@ -74,6 +74,7 @@ ordered_json json_of(const Recipe& recipe) {
             {"score_kind", recipe.score_kind},
             {"allocators", allocators_json(recipe)},
             {"options", options_of(recipe)},
+            {"shares_layers", recipe.shares},
             {"recall", recipe.recall ? ordered_json(name_of(*recipe.recall)) : ordered_json()},
             {"paper", recipe.paper},
             {"summary", recipe.summary},
@@ -108,6 +109,9 @@ std::string recipe_text(const Recipe& recipe) {
     if (recipe.recall) {
         text += fmt::format("  keeps    every row in host memory (--recall {})\n",
                             name_of(*recipe.recall));
+    }
+    if (recipe.shares) {
+        text += "  needs    a map of layers that share rows (headkv calibrate --kind share)\n";
     }
     if (const auto allocators = allocators_text(recipe); !allocators.empty()) {
         text += fmt::format("  allocate may be {}\n", allocators);

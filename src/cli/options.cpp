@@ -83,6 +83,18 @@ Result<std::shared_ptr<const HeadScores>> scores_of(const MethodArguments& argum
     return std::make_shared<const HeadScores>(std::move(*found));
 }
 
+// The map of layers that share rows: --share, or for methods that need one by fingerprint.
+Result<std::shared_ptr<const LayerMap>> share_of(const MethodArguments& arguments,
+                                                 const Recipe& recipe, const ModelInfo& model) {
+    if (!arguments.share && !recipe.shares) return nullptr;
+    auto map = arguments.share ? load_layer_map(*arguments.share)
+                               : find_layer_map(score_folders(), model.fingerprint);
+    if (!map) return tl::unexpected(map.error());
+    auto fits = check_layer_map(*map, model.shape, model.fingerprint, arguments.force_scores);
+    if (!fits) return tl::unexpected(fits.error());
+    return std::make_shared<const LayerMap>(std::move(*map));
+}
+
 Result<Pool> parse_pool(const std::string& name) {
     if (name == "max") return Pool::max;
     if (name == "avg" || name == "mean") return Pool::avg;
@@ -395,6 +407,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "keep every row in host memory, as f16, q8_0 or q4_0: each further turn selects from all "
         "of them again (off; CPU)",
         "TYPE");
+    add("--share", a.share,
+        "map of layers that read the rows of earlier ones and own none (calibrate --kind share); "
+        "kvsharer finds it by the model's fingerprint (CPU)",
+        "FILE");
     add("--layout", a.layout,
         "blocks of rows x groups of heads a layer that plans are made for (CUDA: 256x2, CPU: any "
         "rows in every head)",
@@ -547,8 +563,12 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
         return tl::unexpected(options.error());
     }
     if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
-    if (const auto recall = method_recall(*own, *recipe); !recall)
+    if (const auto recall = method_recall(*own, *recipe); !recall) {
         return tl::unexpected(recall.error());
+    }
+    if (own->share) {
+        if (const auto map = load_layer_map(*own->share); !map) return tl::unexpected(map.error());
+    }
     const auto store = method_store(*own);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
@@ -575,8 +595,11 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     if (!recall) return tl::unexpected(recall.error());
     auto scores = scores_of(*own, *recipe, model);
     if (!scores) return tl::unexpected(scores.error());
+    auto share = share_of(*own, *recipe, model);
+    if (!share) return tl::unexpected(share.error());
     return MethodConfig{
-        std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall};
+        std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall,
+        std::move(*share)};
 }
 
 std::vector<std::filesystem::path> score_folders() {

@@ -47,7 +47,8 @@ struct MethodArguments {
     std::string preset;  // "paper" or empty
     std::optional<std::int64_t> window, protect, observe, kernel, chunk, cluster_size, seed, sinks,
         reserve;
-    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall;
+    std::optional<std::string> allocate, pool, group_reduce, normalize, kv_type, layout, recall,
+        share;
     std::optional<std::string> curves;  // --curves FILE, for --method auto
     std::optional<double> beta, pyramid_beta, floor, temperature, shrink, mix;
 };

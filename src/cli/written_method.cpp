@@ -24,7 +24,7 @@ Result<T> number(std::string_view text, std::string_view option) {
 }
 
 // What every method takes besides the options of its steps.
-constexpr std::array<std::string_view, 3> kOfAll = {"kv-type", "layout", "recall"};
+constexpr std::array<std::string_view, 4> kOfAll = {"kv-type", "layout", "recall", "share"};
 
 // Error (bad_input): an option that no step of the method reads; lists those that are read. An
 // unknown method takes any: what is wrong with it is said elsewhere.
@@ -63,14 +63,15 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"shrink", &arguments.shrink},
          {"mix", &arguments.mix},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 7> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 8> names = {
         {{"allocate", &arguments.allocate},
          {"pool", &arguments.pool},
          {"group-reduce", &arguments.group_reduce},
          {"normalize", &arguments.normalize},
          {"kv-type", &arguments.kv_type},
          {"layout", &arguments.layout},
-         {"recall", &arguments.recall}}};
+         {"recall", &arguments.recall},
+         {"share", &arguments.share}}};
     if (name == "heads") {
         arguments.heads = {text};
         return {};

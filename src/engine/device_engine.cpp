@@ -244,6 +244,10 @@ Result<void> DeviceEngine::supports(const Method& method) {
             "{} lets the rows of all layers compete, which a device does not: use --device cpu",
             method.recipe().name);
     }
+    if (method.config().share) {
+        return bad_input("{} shares rows between layers, which a device does not: use --device cpu",
+                         method.recipe().name);
+    }
     if (recall_of(method.config(), method.recipe())) {
         return bad_input("{} keeps every row in host memory for recall: use --device cpu",
                          method.recipe().name);

@@ -151,6 +151,14 @@ Result<const LayerViews::Clusters*> LayerViews::clustered(const ClusterNeeds& ne
     return clusters_.back().get();
 }
 
+void LayerViews::join(const Observed& others) {
+    for (auto& [what, values] : observed_) {
+        const auto& other = others.at(what);
+        std::transform(values.begin(), values.end(), other.begin(), values.begin(),
+                       [](float a, float b) { return std::max(a, b); });
+    }
+}
+
 const std::vector<KeyClusters>& LayerViews::clusters(const ClusterNeeds& needs) const {
     const auto known = std::find_if(clusters_.begin(), clusters_.end(),
                                     [&](const auto& other) { return other->needs == needs; });

@@ -37,6 +37,13 @@ public:
     // Computes what no earlier call has. Error (failure): out of memory.
     Result<LayerView> of(const LayerNeeds& needs);
 
+    // Attention to the same rows, by queries and whether squared: [query_heads][tokens] each.
+    using Observed = std::map<std::pair<std::int64_t, bool>, std::vector<float>>;
+    // Of what of() has computed so far, with what other layers that read these rows have seen: the
+    // larger value of each. Views that of() has given show it, too.
+    void join(const Observed& others);
+    Observed take_observed() { return std::move(observed_); }
+
     // [kv_heads] as of() has made them for a method that ranks them.
     const std::vector<KeyClusters>& clusters(const ClusterNeeds& needs) const;
 
@@ -53,8 +60,7 @@ private:
 
     Source source_;
     Run run_;
-    // By queries, and whether squared.
-    std::map<std::pair<std::int64_t, bool>, std::vector<float>> observed_;
+    Observed observed_;
     std::vector<float> keys_, values_, output_norms_;
     std::vector<std::unique_ptr<Clusters>> clusters_;
     FutureQueries::Moments moments_;

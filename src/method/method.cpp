@@ -136,10 +136,26 @@ std::string_view minimum_is(const Recipe& recipe, const MethodOptions& options) 
                                                          : "the window";
 }
 
-// Mean rows a head of a budget in any unit, checked against what the recipe must keep.
-Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodOptions& options,
-                       const HeadShape& shape, std::int64_t prompt, std::int64_t row_bytes) {
+// What allocators see: the layers that own rows.
+HeadShape owned_shape(const MethodConfig& config, const HeadShape& shape) {
+    HeadShape owned = shape;
+    if (config.share) owned.layers = config.share->owners();
+    return owned;
+}
+
+// Mean rows a head, over all layers, of a budget in any unit, checked against what the recipe must
+// keep in those that own some.
+Result<double> rows_of(const MethodConfig& config, const Recipe& recipe, const HeadShape& shape,
+                       std::int64_t prompt, std::int64_t row_bytes) {
+    const Budget& budget = config.budget;
+    const MethodOptions& options = config.options;
     const auto heads = static_cast<double>(shape.layers * shape.kv_heads);
+    const std::int64_t owners = owned_shape(config, shape).layers * shape.kv_heads;
+    // Of as many rows in the heads that own some.
+    const auto mean_of = [&](std::int64_t rows) {
+        return (rows * owners + shape.layers * shape.kv_heads - 1) /
+               (shape.layers * shape.kv_heads);
+    };
     const auto tokens = static_cast<double>(prompt);
     const std::int64_t fewest = fewest_rows(recipe, options);
     if (!std::isfinite(budget.value) || budget.value <= 0) {
@@ -148,21 +164,22 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     switch (budget.unit) {
         case Budget::Unit::rows: {
             // Whole rows in total, so compare those: 15.9999 rows of 16 may round to enough.
-            if (total_rows(budget.value, shape) < fewest * shape.layers * shape.kv_heads) {
+            if (total_rows(budget.value, shape) < fewest * owners) {
                 return bad_input("a budget of {} rows is below {} of {}: give at least {} rows",
-                                 budget.value, minimum_is(recipe, options), recipe.name, fewest);
+                                 budget.value, minimum_is(recipe, options), recipe.name,
+                                 mean_of(fewest));
             }
             return budget.value;
         }
         case Budget::Unit::bytes: {
             const double total = std::floor(budget.value / static_cast<double>(row_bytes));
             const std::int64_t needed = std::min(fewest, prompt);
-            if (total < static_cast<double>(needed) * heads) {
+            if (total < static_cast<double>(needed * owners)) {
                 return bad_input(
                     "a budget of {} bytes is below {} of {}: give at least {} bytes ({} rows in "
                     "each of {} heads)",
                     budget.value, minimum_is(recipe, options), recipe.name,
-                    needed * shape.layers * shape.kv_heads * row_bytes, needed, heads);
+                    needed * owners * row_bytes, needed, owners);
             }
             return total / heads;
         }
@@ -173,12 +190,13 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
             }
             const double total = std::round(budget.value * tokens * heads);
             const std::int64_t needed = std::min(fewest, prompt);
-            if (total < static_cast<double>(needed) * heads) {
+            if (total < static_cast<double>(needed * owners)) {
                 return bad_input(
                     "{}% of a prompt of {} tokens is below {} of {}: give at least {:.3g}% ({} "
                     "rows)",
                     budget.value * 100, prompt, minimum_is(recipe, options), recipe.name,
-                    std::ceil(1e5 * static_cast<double>(needed) / tokens) / 1e3, needed);
+                    std::ceil(1e5 * static_cast<double>(needed * owners) / heads / tokens) / 1e3,
+                    mean_of(needed));
             }
             return total / heads;
         }
@@ -186,14 +204,35 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     return bad_input("unknown unit of the budget");
 }
 
+// Importance of the heads that own rows: theirs, and that of all who read them.
 std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape) {
-    return reshaped_shares(kv_head_shares(*config.scores, shape), config.options.temperature,
-                           config.options.shrink);
+    auto shares = kv_head_shares(*config.scores, shape);
+    if (config.share) {
+        const auto heads = static_cast<std::size_t>(shape.kv_heads);
+        std::vector<double> owned;
+        for (std::int64_t layer = shape.layers - 1; layer >= 0; --layer) {
+            const auto own = static_cast<std::size_t>(layer) * heads;
+            const auto to = static_cast<std::size_t>(config.share->owner_of(layer)) * heads;
+            for (std::size_t head = 0; own != to && head < heads; ++head) {
+                shares[to + head] += shares[own + head];
+            }
+        }
+        for (std::size_t i = 0; i < shares.size(); ++i) {
+            if (config.share->owns(static_cast<std::int64_t>(i / heads))) {
+                owned.push_back(shares[i]);
+            }
+        }
+        shares = std::move(owned);
+    }
+    return reshaped_shares(std::move(shares), config.options.temperature, config.options.shrink);
 }
 
-Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape, double rows,
+// `mean`: rows a head over all layers. The plan is of the layers that own rows, see spread().
+Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape& all, double mean,
               std::int64_t limit) {
     const MethodOptions& options = config.options;
+    const HeadShape shape = owned_shape(config, all);
+    const double rows = mean * static_cast<double>(all.layers) / static_cast<double>(shape.layers);
     switch (recipe.allocate) {
         case AllocateStep::all:
             break;
@@ -205,15 +244,55 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, const HeadShape&
             return allocate_pyramid(shape, rows, fewest_rows(recipe, options), options.pyramid_beta,
                                     limit);
         case AllocateStep::head_importance:
-            return allocate_head_importance(shape, shares_of(config, shape), rows,
+            return allocate_head_importance(shape, shares_of(config, all), rows,
                                             fewest_rows(recipe, options),
                                             importance_beta(options, rows), limit);
         case AllocateStep::binary_heads:
-            return allocate_binary_heads(shape, shares_of(config, shape), rows,
+            return allocate_binary_heads(shape, shares_of(config, all), rows,
                                          options.sinks + options.window, limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
+}
+
+// The plan of the layers that own rows as one of all layers.
+Plan spread(Plan plan, const MethodConfig& config, const HeadShape& shape) {
+    if (!config.share) return plan;
+    Plan all{shape.layers, shape.kv_heads, {}};
+    auto next = plan.rows.begin();
+    for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+        const bool owns = config.share->owns(layer);
+        for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+            all.rows.push_back(owns ? *next++ : 0);
+        }
+    }
+    return all;
+}
+
+// Whether the recipe can select rows that several layers read.
+Result<void> check_share(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape) {
+    if (!config.share) {
+        if (!recipe.shares) return {};
+        return bad_input(
+            "{} needs a map of shared layers: name a file with --share, or make one with 'headkv "
+            "calibrate --kind share'",
+            recipe.name);
+    }
+    if (auto fits = check_layer_map(*config.share, shape, "", true); !fits) return fits;
+    if (recall_of(config, recipe)) {
+        return bad_input(
+            "{} with --recall cannot share rows between layers: leave --share or --recall out",
+            recipe.name);
+    }
+    if (recipe.score == ScoreStep::output_attention ||
+        recipe.score == ScoreStep::expected_attention ||
+        recipe.score == ScoreStep::reconstruction) {
+        return bad_input(
+            "{} looks at more of a layer than attention and keys, which it cannot for several "
+            "layers at once: leave --share out",
+            recipe.name);
+    }
+    return {};
 }
 
 // What decoding may fill when the whole prompt (`plan`) is below the budget: heads that an
@@ -270,6 +349,7 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
         return tl::unexpected(ok.error());
     }
 
+    if (auto ok = check_share(recipe, config, shape); !ok) return tl::unexpected(ok.error());
     if (recipe.allocate == AllocateStep::global && config.layout != RowLayout()) {
         return bad_input(
             "{} lets the rows of all layers compete, which no layout in blocks can follow: use "
@@ -285,21 +365,25 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     if (recipe.allocate == AllocateStep::all) {
         method.rows_ = static_cast<double>(prompt_tokens);
         method.full_ = true;
-        method.plan_ = allocate(recipe, config, shape, method.rows_, prompt_tokens);
-        method.bound_ = allocate(recipe, config, shape, method.rows_, kUnbounded);
+        method.plan_ =
+            spread(allocate(recipe, config, shape, method.rows_, prompt_tokens), config, shape);
+        method.bound_ =
+            spread(allocate(recipe, config, shape, method.rows_, kUnbounded), config, shape);
         return method;
     }
-    const auto rows =
-        rows_of(config.budget, recipe, config.options, shape, prompt_tokens, row_bytes);
+    const auto rows = rows_of(config, recipe, shape, prompt_tokens, row_bytes);
     if (!rows) return tl::unexpected(rows.error());
     method.rows_ = *rows;
-    method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
+    method.full_ = total_rows(*rows, shape) >=
+                   prompt_tokens * owned_shape(config, shape).layers * shape.kv_heads;
     method.plan_ = allocate(recipe, config, shape, *rows, prompt_tokens);
     if (!method.full_) method.plan_ = fit_to_layout(method.plan_, config.layout, prompt_tokens);
     method.bound_ =
         method.full_
             ? extend_to_budget(method.plan_, allocate(recipe, config, shape, *rows, kUnbounded))
             : method.plan_;
+    method.plan_ = spread(std::move(method.plan_), config, shape);
+    method.bound_ = spread(std::move(method.bound_), config, shape);
     return method;
 }
 
@@ -462,6 +546,7 @@ std::vector<std::int64_t> Method::rows_of_layer(std::int64_t layer,
 std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
                                                           const LayerView& view) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);
+    if (!owns(layer)) return std::vector<std::vector<std::int32_t>>(heads);
     if (full_) return {heads, all_positions(prompt_)};
 
     const MethodOptions& options = config_.options;

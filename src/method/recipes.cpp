@@ -76,6 +76,19 @@ constexpr std::array kRecipes = {
         "Brings back the clusters of keys that the newest query points to, for every token anew; "
         "all rows stay in host memory.",
         1, 16, kF16},
+    Recipe{"kvsharer",
+           kWindow,
+           A::uniform,
+           S::top_k_window,
+           kF16,
+           "",
+           "2410.18517",
+           "As snapkv, with layers that own no rows: they read those of an earlier layer, and the "
+           "others keep more.",
+           1,
+           0,
+           {},
+           true},
     Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
            "Keeps rows drawn by lot: what a method must beat."},
 };

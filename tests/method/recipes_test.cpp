@@ -24,6 +24,12 @@ MethodConfig config_of(const Recipe& recipe, double rows) {
     auto scores = naive::random_scores(kShape, 11);
     scores.kind = std::string(recipe.score_kind);
     config.scores = std::make_shared<const HeadScores>(std::move(scores));
+    if (recipe.shares) {
+        LayerMap map;
+        map.shape = kShape;
+        map.owner = {0, 1, 2, 0, 2};
+        config.share = std::make_shared<const LayerMap>(std::move(map));
+    }
     return config;
 }
 
@@ -36,7 +42,7 @@ Kept keep_all(const Method& method, std::int64_t prompt) {
     PromptSelection selection(method);
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
         const auto seen = layer_of(method, prompt, static_cast<std::uint32_t>(10 * layer + 100));
-        for (auto& head : selection.next(seen.view())) kept.push_back(std::move(head));
+        for (auto& head : selection.next(layer, seen.view())) kept.push_back(std::move(head));
         naive::apply(selection.cuts(), kShape.kv_heads, kept);
     }
     return kept;
@@ -63,6 +69,9 @@ protected:
         return std::max(rows, (windowed() ? 8.0 : 1.0) + static_cast<double>(GetParam().protect));
     }
     bool full() const { return GetParam().allocate == AllocateStep::all; }
+    // Heads that own rows, and whether one of a layer does.
+    std::int64_t owners() const { return GetParam().shares ? 9 : kHeads; }
+    bool owns(std::size_t head) const { return !GetParam().shares || head < 9; }
     bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
     // Whether a row that is kept stays when the budget grows: not where heads compete, where some
     // heads pass to having everything, nor where the recent half grows over what was chosen.
@@ -84,10 +93,11 @@ TEST_P(EveryRecipe, SpendsTheBudgetExactly) {
     for (const double some : {8.0, 9.5, 31.0, 64.2, 150.0, 299.0, 300.9}) {
         const double rows = at_least(some);
         const Method method = make(rows);
+        const auto asked = std::llround(rows * kHeads);
         const auto expected =
-            full() ? kPrompt * kHeads : static_cast<std::int64_t>(std::llround(rows * kHeads));
+            full() ? kPrompt * kHeads : std::min<std::int64_t>(asked, kPrompt * owners());
         EXPECT_EQ(count(keep_all(method, kPrompt)), expected) << rows;
-        EXPECT_EQ(method.runs_as_full(), full());
+        EXPECT_EQ(method.runs_as_full(), full() || asked >= kPrompt * owners());
         EXPECT_DOUBLE_EQ(method.rows_budget(), full() ? kPrompt : rows);
     }
 }
@@ -97,14 +107,18 @@ TEST_P(EveryRecipe, ABudgetAboveThePromptRunsAsFull) {
         const Method method = make(rows);
         EXPECT_TRUE(method.runs_as_full());
         EXPECT_EQ(method.needs(), LayerNeeds{});
-        EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * kHeads);
+        EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * owners());
     }
 }
 
 TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
     for (const std::int64_t prompt : {33, 64, 301}) {
         for (const double rows : {8.0, 32.0, 150.0}) {
-            for (const auto& head : keep_all(make(at_least(rows), prompt), prompt)) {
+            const auto kept = keep_all(make(at_least(rows), prompt), prompt);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                const auto& head = kept[i];
+                ASSERT_EQ(head.empty(), !owns(i));
+                if (head.empty()) continue;
                 ASSERT_TRUE(strictly_ascending(head));
                 ASSERT_LE(static_cast<std::int64_t>(head.size()), prompt);
                 ASSERT_GE(head.front(), 0);
@@ -117,6 +131,7 @@ TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
 TEST_P(EveryRecipe, KeepsTheWindowOrTheSinks) {
     for (const double rows : {8.0, 20.0, 150.0}) {
         for (const auto& head : keep_all(make(at_least(rows)), kPrompt)) {
+            if (head.empty() && GetParam().shares) continue;
             if (GetParam().select == SelectStep::sinks_recent) {
                 EXPECT_EQ(head[3], 3);
                 EXPECT_EQ(head.back(), kPrompt - 1);
@@ -140,10 +155,12 @@ TEST_P(EveryRecipe, ProtectedRowsStayInEveryHeadAtTheSameBudget) {
     const auto kept = keep_all(method, kPrompt);
     EXPECT_EQ(count(kept), 20 * kHeads);
     for (const auto& head : kept) {
+        if (head.empty() && GetParam().shares) continue;
         EXPECT_EQ(head[4], 4);
         EXPECT_EQ(head[head.size() - 8], kPrompt - 8);
     }
-    config.budget.value = 12;  // 8 of the window and 5 protected are 13
+    // 8 of the window and 5 protected are 13 in each head that owns rows.
+    config.budget.value = std::floor(12.0 * static_cast<double>(owners()) / kHeads);
     const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
     ASSERT_FALSE(refused);
     EXPECT_NE(refused.error().message.find("the protected rows"), std::string::npos);
@@ -161,7 +178,7 @@ TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
         EXPECT_EQ(kept, tied().keep_layer(layer, flat.view()));
         for (const auto& head : kept) {
             // Ties go to the lower position: what is kept of the text is its beginning.
-            if (windowed()) {
+            if (windowed() && !head.empty()) {
                 EXPECT_EQ(head[head.size() - 9], static_cast<int>(head.size()) - 9);
             }
         }
@@ -332,10 +349,12 @@ TEST_P(EveryRecipe, SpendsTheBudgetExactlyWithEveryAllocatorThatItTakes) {
             const auto kept = keep_all(method, kPrompt);
             EXPECT_EQ(count(kept), std::llround(rows * kHeads)) << rows;
             EXPECT_EQ(kept, keep_all(method, kPrompt));
-            for (const auto& head : kept) {
-                ASSERT_TRUE(strictly_ascending(head));
-                ASSERT_FALSE(head.empty());
-                EXPECT_EQ(head.back(), kPrompt - 1);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                ASSERT_TRUE(strictly_ascending(kept[i]));
+                ASSERT_EQ(kept[i].empty(), !owns(i));
+                if (owns(i)) {
+                    EXPECT_EQ(kept[i].back(), kPrompt - 1);
+                }
             }
         }
     }
@@ -407,6 +426,7 @@ TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
                                                     "keydiff",
                                                     "knorm",
                                                     "clusterkv",
+                                                    "kvsharer",
                                                     "random"}));
 }
 
@@ -421,7 +441,7 @@ TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
 
 TEST(Recipes, MatchTheStepsByHand) {
     for (const Recipe& recipe : recipes()) {
-        if (recipe.score != ScoreStep::window_attention) continue;
+        if (recipe.score != ScoreStep::window_attention || recipe.shares) continue;
         auto config = config_of(recipe, 37.4);
         config.options.kernel = 5;
         config.options.pool = Pool::avg;
