@@ -10,6 +10,7 @@
 #include "cli/common.h"
 #include "cli/method_pages.h"
 #include "headkv/method.h"
+#include "method/missing_methods.h"
 
 namespace headkv::cli {
 
@@ -93,6 +94,10 @@ std::string table_text() {
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
     }
+    for (const MissingMethod& method : missing_methods()) {
+        text += fmt::format("{} (arXiv {}) cannot run: {}.\n", method.name, method.paper,
+                            method.missing);
+    }
     return text +
            "auto: of these, what measured curves of the model expect most of.\n"
            "`headkv methods NAME` prints the page of one.\n";
@@ -122,6 +127,13 @@ std::string recipe_text(const Recipe& recipe) {
     return text;
 }
 
+const MissingMethod* missing_method(std::string_view name) {
+    const auto all = missing_methods();
+    const auto found = std::find_if(all.begin(), all.end(),
+                                    [&](const auto& method) { return method.name == name; });
+    return found == all.end() ? nullptr : &*found;
+}
+
 Result<void> methods(const MethodsArguments& arguments) {
     ordered_json json = ordered_json::array();
     std::string text;
@@ -131,6 +143,12 @@ Result<void> methods(const MethodsArguments& arguments) {
     } else if (arguments.name == kAutoMethod) {
         text = method_page(kAutoMethod);
         json.push_back({{"name", kAutoMethod}, {"page", text}});
+    } else if (const auto* missing = missing_method(arguments.name); missing != nullptr) {
+        text = method_page(missing->name);
+        json.push_back({{"name", missing->name},
+                        {"paper", missing->paper},
+                        {"missing", missing->missing},
+                        {"page", text}});
     } else {
         const auto recipe = find_recipe(arguments.name);
         if (!recipe) return tl::unexpected(recipe.error());

@@ -6,6 +6,7 @@
 
 #include "headkv/method.h"
 #include "method/edit_distance.h"
+#include "method/missing_methods.h"
 
 namespace headkv {
 namespace {
@@ -93,6 +94,14 @@ constexpr std::array kRecipes = {
            "Keeps rows drawn by lot: what a method must beat."},
 };
 
+constexpr std::array kMissing = {
+    MissingMethod{
+        "clla", "2410.15252",
+        "it needs a model that was trained with it (latent rows that layers share), and no "
+        "weights are public; of its parts there are shared layers (--share) and 4-bit rows "
+        "(--kv-type q4_0), together as full:share=FILE:kv-type=q4_0"},
+};
+
 std::string all_names() {
     std::string names;
     for (const Recipe& recipe : kRecipes) {
@@ -106,9 +115,14 @@ std::string all_names() {
 
 std::span<const Recipe> recipes() { return kRecipes; }
 
+std::span<const MissingMethod> missing_methods() { return kMissing; }
+
 Result<const Recipe*> find_recipe(std::string_view name) {
     for (const Recipe& recipe : kRecipes) {
         if (recipe.name == name) return &recipe;
+    }
+    for (const MissingMethod& method : kMissing) {
+        if (method.name == name) return bad_input("{} cannot run: {}", name, method.missing);
     }
     // A name of any length may come in; comparing its start is enough for a suggestion.
     const std::string_view start = name.substr(0, 64);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <set>
 
+#include "method/missing_methods.h"
 #include "method/naive.h"
 
 namespace headkv {
@@ -437,6 +438,17 @@ TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
     EXPECT_NE(message("headkv_r2").find("'headkv-r2'"), std::string::npos);
     EXPECT_NE(message("").find("streaming-llm, "), std::string::npos);
     EXPECT_LT(message(std::string(100000, 'x')).size(), 600U);
+}
+
+TEST(Recipes, WhatCannotRunSaysWhatIsMissing) {
+    const auto refused = find_recipe("clla");
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+    EXPECT_NE(refused.error().message.find("trained with it"), std::string::npos);
+    EXPECT_EQ(refused.error().message.find('\n'), std::string::npos);
+    for (const MissingMethod& method : missing_methods()) {
+        for (const Recipe& recipe : recipes()) EXPECT_NE(recipe.name, method.name);
+    }
 }
 
 TEST(Recipes, MatchTheStepsByHand) {
