@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -49,9 +50,22 @@ struct PrefillOptions {
 struct PrefillResult {
     std::vector<SequenceId> sequences;  // one per configuration, in their order
     std::vector<float> logits;          // [vocabulary] after the last prompt token
-    double prefill_ms = 0;              // everything, compression included
-    double compress_ms = 0;             // observe + allocate + select + compact, all configurations
+    // The same where a configuration reads the prompt with other layers that share rows than the
+    // first one does: by its index.
+    std::map<std::size_t, std::vector<float>> other_logits;
+    const std::vector<float>& logits_of(std::size_t config) const {
+        const auto other = other_logits.find(config);
+        return other == other_logits.end() ? logits : other->second;
+    }
+    double prefill_ms = 0;           // everything, compression included
+    double compress_ms = 0;          // observe + allocate + select + compact, all configurations
     std::int64_t scratch_bytes = 0;  // peak of hidden states + one layer's full K,V + work buffers
+};
+
+// What a model makes of a text on its way, f32.
+struct TextStates {
+    std::vector<float> keys, values;  // [layers][kv_heads][tokens][dim], keys after RoPE
+    std::vector<float> final;         // [tokens][embedding] behind the last layer and its norm
 };
 
 struct DecodeInput {
@@ -123,7 +137,8 @@ public:
 
     const Model& model() const;
 
-    // Reads the prompt once and fills one compressed cache per configuration (>= 1). Layer-major:
+    // Reads the prompt once and fills one compressed cache per configuration (>= 1); once more for
+    // each map of shared layers (MethodConfig::share) that is not the first one's. Layer-major:
     // peak memory is weights + hidden states + one layer's full K,V, whatever the methods.
     // Errors: empty prompt, ids outside the vocabulary, prompt above the context (says by how
     // much), Method::create's, out of memory (on a device said before it begins, with what would
@@ -132,7 +147,8 @@ public:
                                   std::span<const MethodConfig> configs,
                                   const PrefillOptions& options = {});
 
-    // The same in steps. Errors: as prefill, but for interrupted.
+    // The same in steps. Errors: as prefill, but for interrupted; configurations of more than one
+    // map of shared layers.
     Result<PrefillJob> start_prefill(std::span<const Token> prompt,
                                      std::span<const MethodConfig> configs,
                                      std::int64_t expected_new_tokens = 256);
@@ -165,6 +181,11 @@ public:
     // elsewhere).
     Result<std::vector<double>> value_cosines(std::span<const Token> text,
                                               const Progress& progress = {});
+    // Keys, values and final hidden states of a text, read with or without layers that share rows:
+    // those have none in the result (zeros). For calibration. Same limits and errors as prefill;
+    // CPU engine only.
+    Result<TextStates> states(std::span<const Token> text,
+                              std::shared_ptr<const LayerMap> share = {});
 
     void release(SequenceId sequence);  // frees its rows; unknown ids are ignored
     // An independent copy of a sequence (its rows are copied).
@@ -179,17 +200,22 @@ public:
     std::vector<Placement> placement(SequenceId sequence) const;
 
     SequenceInfo info(SequenceId sequence) const;
-    // Original positions of the rows held, sorted: [layers][kv_heads].
+    // Original positions of the rows held, sorted: [layers][kv_heads]. None in layers that read
+    // another's.
     std::vector<std::vector<std::vector<std::int32_t>>> positions(SequenceId sequence) const;
 
     // Attention weights of the newest query of one layer over the rows held: [query_heads][rows],
-    // rows as in positions()[layer][query head / group]. Softmax in f32. For calibration. Empty
-    // where nothing has been decoded; devices need EngineOptions::keep_queries.
+    // rows as in positions()[layer that owns them][query head / group]. Softmax in f32. For
+    // calibration. Empty where nothing has been decoded; devices need EngineOptions::keep_queries.
     std::vector<std::vector<float>> attention(SequenceId sequence, std::int64_t layer) const;
 
 private:
     friend class PrefillJob;
     struct Impl;
+    // Of one map of shared layers.
+    Result<PrefillResult> prefill_together(std::span<const Token> prompt,
+                                           std::span<const MethodConfig> configs,
+                                           const PrefillOptions& options);
     explicit Engine(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "headkv/error.h"
+#include "headkv/layer_map.h"
 #include "headkv/scores.h"
 
 namespace headkv {
@@ -31,6 +32,7 @@ enum class ScoreStep {
     reconstruction,      // the most attention while the model reads its prompt again (2505.23416)
     key_norm,            // -|k|
     key_difference,      // -cos(k, mean direction of the keys) (2504.15364)
+    key_clusters,        // last query times the mean key of a row's cluster (2412.03213)
     random,
 };
 enum class AllocateStep {
@@ -74,6 +76,10 @@ struct Recipe {
     std::int64_t chunk = 1;       // positions kept together where MethodOptions do not say
     std::int64_t protect = 0;     // first rows that every head keeps whatever MethodOptions say
     double merge = 0;             // share of MergeRows where MethodOptions do not say
+    // What it cannot do without: every row beside the cache, stored so where MethodConfig::recall
+    // does not say another type.
+    std::optional<StoreStep> recall = {};
+    bool shares = false;  // needs MethodConfig::share, which others may have
 };
 
 // The table, in display order.
@@ -136,7 +142,8 @@ struct MethodOptions {
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
     bool sentences = false;  // the rows of a sentence do, in place of a chunk's
     std::int64_t seed = 1;   // random: another choice
-    std::int64_t sinks = 4;  // sinks_recent: first rows kept (2309.17453)
+    std::int64_t cluster_size = 80;  // key_clusters: rows a cluster, on average (2412.03213)
+    std::int64_t sinks = 4;          // sinks_recent: first rows kept (2309.17453)
     // sinks_recent: keys are turned to where they lie among the rows kept, as if nothing stood
     // between them (2309.17453). CPU engine only.
     bool in_cache_positions = false;
@@ -166,7 +173,8 @@ double importance_shrink(const MethodOptions& options, double rows);
 // The options that a recipe does best with (docs/results.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
 // every head (few rows starve heads of the one they look at when there is nothing to look at), and
-// the maximum over the query heads of a group.
+// the maximum over the query heads of a group; where clusters of keys are ranked, every token of an
+// answer ranks them anew (reserve 1).
 MethodOptions default_options(const Recipe& recipe);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
@@ -216,12 +224,18 @@ struct MethodConfig {
     RowLayout layout = {};
     // Every row of the sequence stays beside the cache, stored as this; each further turn selects
     // anew from them (docs/methods.md). Methods that do not score select by position: they have no
-    // use for it and keep none. CPU engine only.
+    // use for it and keep none; some do not go without (Recipe::recall). CPU engine only.
     std::optional<StoreStep> recall = {};
+    // Layers that read the rows of earlier ones and own none: what they do not take goes to the
+    // others, at the same bytes. An owner's rows are selected for all who read them. CPU engine
+    // only; what is read with one map is another computation than with another or without.
+    std::shared_ptr<const LayerMap> share = {};
     // Parts of the prompt that every head keeps, within the budget, as long as the sequence lives.
     std::vector<PositionSpan> keep = {};
     QuestionPart question = {};  // of the prompt at hand, for MethodOptions::observe_question
 };
+// How a sequence of that recipe keeps all its rows, if it does.
+std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe);
 
 // What a token is, for methods that class rows by it.
 enum class TokenKind : std::uint8_t { text, punctuation, special };
@@ -234,6 +248,13 @@ struct Plan {
         return rows[static_cast<std::size_t>(layer * heads + head)];
     }
     std::int64_t total() const;
+};
+
+// Clusters of keys that a score ranks (2412.03213); size 0: none.
+struct ClusterNeeds {
+    std::int64_t size = 0;   // rows a cluster, on average
+    std::int64_t first = 0;  // row from which on rows are in clusters
+    bool operator==(const ClusterNeeds&) const = default;
 };
 
 // What a selection looks at in each layer of a prompt. An engine computes what some method asks
@@ -249,6 +270,7 @@ struct LayerNeeds {
     bool output_norms = false;
     bool reconstruction = false;  // the prompt is read again behind itself: twice the work
     bool sentences = false;
+    ClusterNeeds clusters = {};
     bool operator==(const LayerNeeds&) const = default;
 };
 
@@ -278,6 +300,9 @@ struct LayerView {
     std::span<const TokenKind> kinds = {};  // [n], the same in every layer
     // Where the prompt's sentences begin, ascending from 0; nothing where they are not known.
     std::span<const std::int32_t> sentences = {};
+    // [kv_heads][n]: products of the last query with the mean key of a row's cluster, sum over the
+    // group; of rows outside of clusters, which are kept, any number.
+    std::span<const float> cluster_products = {};
 };
 
 // Row `from` of a head, which is dropped, joins row `into`, which stays: positions of the prompt.
@@ -309,7 +334,9 @@ public:
     const Recipe& recipe() const { return recipe_; }  // with the options' allocator
     const MethodConfig& config() const { return config_; }
     // Rows per head of this prompt; for adaptive allocation only the sums of its layers matter.
+    // Layers that read another's rows have 0.
     const Plan& plan() const { return plan_; }
+    bool owns(std::int64_t layer) const { return !config_.share || config_.share->owns(layer); }
     bool runs_as_full() const { return full_; }   // every head keeps the whole prompt
     double rows_budget() const { return rows_; }  // mean rows per head asked for, any unit
     // What keep_layer() looks at; nothing where runs_as_full(). Accumulated attention needs the
@@ -318,6 +345,11 @@ public:
     // Queries for a re-selection while decoding, which a prompt below the budget may need, too:
     // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
+    // The clusters of keys that it ranks, in a prompt and while decoding; none for most.
+    ClusterNeeds clusters() const;
+    // Newest rows that may be outside of clusters, where a head keeps `rows`: they stay. With more,
+    // all of them become clusters.
+    std::int64_t most_unclustered(std::int64_t rows) const;
     // Whether the rows of a head are only known once a prompt has been read.
     bool rows_follow_prompt() const;
     // Whether dropped rows join others, which changes values that are kept.
@@ -346,6 +378,9 @@ public:
     std::vector<std::int32_t> keep_head(std::span<const float> observed, std::int64_t n,
                                         std::int64_t rows,
                                         std::span<const std::int32_t> positions = {}) const;
+    // The same by a value for each row [n] instead of attention.
+    std::vector<std::int32_t> keep_valued(std::span<const float> values, std::int64_t n,
+                                          std::int64_t rows) const;
 
 private:
     friend class PromptSelection;
@@ -374,21 +409,22 @@ private:
     Plan bound_;  // while decoding, see bound()
 };
 
-// The selection of one prompt, layer by layer in order. Where the rows of all layers compete, a
-// layer takes rows back from those before it: what ranks below the best so far, as many as the
-// budget has in all, cannot be among the best of all layers. So the result is exact, and no more
-// rows are held on the way than the budget allows.
+// The selection of one prompt, once for each layer; a layer whose rows others read comes when its
+// last reader has been seen, and layers that own no rows need not come. Where the rows of all
+// layers compete, a layer takes rows back from those that came before it: what ranks below the best
+// so far, as many as the budget has in all, cannot be among the best of all layers. So the result
+// is exact, and no more rows are held on the way than the budget allows.
 class PromptSelection {
 public:
     explicit PromptSelection(Method method);
 
-    // Keep lists of the next layer, as Method::keep_layer() takes and gives them.
-    std::vector<std::vector<std::int32_t>> next(const LayerView& view);
+    // Keep lists of a layer, as Method::keep_layer() takes and gives them.
+    std::vector<std::vector<std::int32_t>> next(std::int64_t layer, const LayerView& view);
     // What joins the rows that next() has just kept, [kv_heads]; empty where nothing merges.
     const std::vector<std::vector<MergedRow>>& merged() const { return merged_; }
 
-    // Rows that next() has taken back in an earlier layer, [kv_heads]: sorted indices of those that
-    // stay, into the rows held so far.
+    // Rows that next() has taken back in a layer that came before, [kv_heads]: sorted indices of
+    // those that stay, into the rows held so far.
     struct Cut {
         std::int64_t layer = 0;
         std::vector<std::vector<std::int32_t>> stay;
@@ -401,14 +437,13 @@ private:
         std::int32_t position = 0;
     };
     using Head = std::vector<Rival>;  // still in, by position
-    void keep_best(std::int64_t count);
+    void keep_best(std::int64_t count, std::size_t newest);
 
     Method method_;
     std::int64_t recent_, protect_;          // last and first rows of a head, which do not compete
-    std::vector<std::vector<Head>> layers_;  // [layers so far][kv_heads]
+    std::vector<std::vector<Head>> layers_;  // [layers][kv_heads], without heads until it came
     std::vector<Cut> cuts_;
     std::vector<std::vector<MergedRow>> merged_;
-    std::int64_t layer_ = 0;
 };
 
 // --- the steps, for tests, `headkv plan` and researchers

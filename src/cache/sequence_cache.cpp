@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 
 namespace headkv {
 
@@ -62,7 +63,9 @@ void gather_stored(kernels::RowType type, std::byte* to, const Half* from,
 
 }  // namespace
 
-SequenceCache::SequenceCache(const CacheShape& shape) : shape_(shape), layers_(size(shape.layers)) {
+SequenceCache::SequenceCache(const CacheShape& shape, std::vector<std::int64_t> owner)
+    : shape_(shape), owner_(std::move(owner)), layers_(size(shape.layers)) {
+    assert(owner_.empty() || std::ssize(owner_) == shape.layers);
     assert(divides(shape.type_k, shape.dim_k) && divides(shape.type_v, shape.dim_v));
     for (auto& layer : layers_) {
         layer.start.assign(size(shape.heads) + 1, 0);
@@ -95,7 +98,7 @@ Result<SequenceCache::Layer> SequenceCache::allocate(
 Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
                                  const std::vector<std::vector<std::int32_t>>& keep,
                                  std::int64_t reserve) {
-    assert(keep.size() == size(shape_.heads));
+    assert(keep.size() == size(shape_.heads) && owns(index));
     auto layer = allocate(keep, reserve);
     if (!layer) return tl::unexpected(layer.error());
     for (std::int64_t head = 0; head < shape_.heads; ++head) {
@@ -116,7 +119,7 @@ Result<void> SequenceCache::fill(std::int64_t index, const LayerRows& from,
 Result<void> SequenceCache::fill(std::int64_t index, const SequenceCache& from,
                                  const std::vector<std::vector<std::int32_t>>& keep,
                                  std::int64_t reserve) {
-    assert(keep.size() == size(shape_.heads) && &from != this);
+    assert(keep.size() == size(shape_.heads) && owns(index) && &from != this);
     auto fresh = allocate(keep, reserve);
     if (!fresh) return tl::unexpected(fresh.error());
     layers_[size(index)] = std::move(*fresh);
@@ -156,6 +159,7 @@ Result<void> SequenceCache::grow(std::int64_t reserve) {
 }
 
 Result<void> SequenceCache::fit(std::int64_t index, std::int64_t reserve) {
+    if (!owns(index)) return {};
     auto& old = layers_[size(index)];
     auto layer = allocate(old.positions, reserve);
     if (!layer) return tl::unexpected(layer.error());
@@ -175,6 +179,7 @@ Result<void> SequenceCache::fit(std::int64_t index, std::int64_t reserve) {
 
 void SequenceCache::keep(std::int64_t layer, std::int64_t head,
                          std::span<const std::int32_t> keep) {
+    assert(owns(layer));
     auto& part = layers_[size(layer)];
     auto& positions = part.positions[size(head)];
     const auto start = part.start[size(head)];
@@ -188,7 +193,9 @@ void SequenceCache::keep(std::int64_t layer, std::int64_t head,
 
 std::int64_t SequenceCache::room() const {
     auto least = std::numeric_limits<std::int64_t>::max();
-    for (const auto& layer : layers_) {
+    for (std::size_t index = 0; index < layers_.size(); ++index) {
+        if (!owns(static_cast<std::int64_t>(index))) continue;
+        const auto& layer = layers_[index];
         for (std::size_t head = 0; head < layer.positions.size(); ++head) {
             const auto capacity = layer.start[head + 1] - layer.start[head];
             least =
@@ -199,7 +206,7 @@ std::int64_t SequenceCache::room() const {
 }
 
 SequenceCache::Head SequenceCache::head(std::int64_t layer, std::int64_t head) const {
-    const auto& part = layers_[size(layer)];
+    const auto& part = layers_[place(layer)];
     const auto start = part.start[size(head)];
     return {part.keys.get() + start * shape_.key_bytes(),
             part.values.get() + start * shape_.value_bytes(),
@@ -264,8 +271,9 @@ void SequenceCache::load(std::int64_t layer, std::int64_t head, std::int64_t ind
 }
 
 void SequenceCache::append(std::int64_t first_position, std::int64_t count) {
-    for (auto& layer : layers_) {
-        for (auto& positions : layer.positions) {
+    for (std::size_t index = 0; index < layers_.size(); ++index) {
+        if (!owns(static_cast<std::int64_t>(index))) continue;
+        for (auto& positions : layers_[index].positions) {
             for (std::int64_t i = 0; i < count; ++i) {
                 positions.push_back(static_cast<std::int32_t>(first_position + i));
             }
@@ -275,7 +283,7 @@ void SequenceCache::append(std::int64_t first_position, std::int64_t count) {
 
 std::span<const std::int32_t> SequenceCache::positions(std::int64_t layer,
                                                        std::int64_t head) const {
-    return layers_[size(layer)].positions[size(head)];
+    return layers_[place(layer)].positions[size(head)];
 }
 
 std::int64_t SequenceCache::held_bytes() const {
@@ -294,7 +302,7 @@ std::int64_t SequenceCache::allocated_bytes() const {
 }
 
 SequenceCache SequenceCache::copy() const {
-    SequenceCache twin(shape_);
+    SequenceCache twin(shape_, owner_);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
         const auto& from = layers_[i];
         auto& to = twin.layers_[i];

@@ -37,9 +37,13 @@ struct CacheShape {
 
 class SequenceCache {
 public:
-    explicit SequenceCache(const CacheShape& shape);
+    // `owner` [layers]: the layer whose rows a layer reads, itself or an earlier one; empty: every
+    // layer owns its rows. Only layers that own rows are filled and cut; what reads a layer's rows
+    // (head(), rows(), positions(), load()) reads its owner's.
+    explicit SequenceCache(const CacheShape& shape, std::vector<std::int64_t> owner = {});
 
     const CacheShape& shape() const { return shape_; }
+    bool owns(std::int64_t layer) const { return place(layer) == static_cast<std::size_t>(layer); }
 
     // Stores the rows of `keep` ([heads] sorted positions) of a layer's full rows in fresh memory
     // with `reserve` free rows a head. Rows of quantised types must be finite. Error (failure): out
@@ -110,8 +114,14 @@ private:
     };
     Result<Layer> allocate(const std::vector<std::vector<std::int32_t>>& lists,
                            std::int64_t reserve) const;
+    // Where a layer's rows lie in layers_.
+    std::size_t place(std::int64_t layer) const {
+        const auto at = static_cast<std::size_t>(layer);
+        return owner_.empty() ? at : static_cast<std::size_t>(owner_[at]);
+    }
 
     CacheShape shape_;
+    std::vector<std::int64_t> owner_;
     std::vector<Layer> layers_;
 };
 

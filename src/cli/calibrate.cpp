@@ -7,6 +7,7 @@
 #include "calibrate/forced_probes.h"
 #include "calibrate/random.h"
 #include "calibrate/text_probes.h"
+#include "cli/calibrate_share.h"
 #include "cli/common.h"
 #include "cli/options.h"
 #include "cli/probe_template.h"
@@ -22,6 +23,7 @@ struct Arguments {
     std::string out, haystack, needles, data, json;
     std::vector<std::string> families;
     CalibrationSettings settings;
+    ShareSettings share;  // of --kind share, which measures layers
     bool lengths_given = false, depths_given = false, limit_given = false;
 };
 
@@ -71,8 +73,9 @@ Result<void> check(Arguments& arguments) {
     CalibrationSettings& settings = arguments.settings;
     const auto kind = score_kind_by_name(arguments.kind);
     if (!kind) {
-        return bad_input("--kind {}: unknown; there are r, r2, causal, task, icl and baklava",
-                         arguments.kind);
+        return bad_input(
+            "--kind {}: unknown; there are r, r2, causal, task, icl, baklava and share",
+            arguments.kind);
     }
     settings.kind = *kind;
     for (const std::int64_t length : settings.lengths) {
@@ -278,6 +281,11 @@ nlohmann::json summary_json(const CalibrationResult& result, const Arguments& ar
 }
 
 Result<void> run(Arguments& arguments) {
+    if (arguments.kind == "share") {
+        arguments.share.seed = arguments.settings.seed;
+        return calibrate_share(
+            arguments.model, {arguments.out, arguments.haystack, arguments.json, arguments.share});
+    }
     if (auto checked = check(arguments); !checked) return checked;
     CalibrationSettings& settings = arguments.settings;
     const Stopwatch watch;
@@ -354,7 +362,7 @@ void register_calibrate(CLI::App& app, Status& status) {
         .add_option("--kind", arguments->kind,
                     "r: retrieval, r2: retrieval and reasoning, task: your own examples (--data), "
                     "icl: in-context examples, causal: what rows gain, baklava: what attention "
-                    "changes (docs/scores.md)")
+                    "changes (docs/scores.md), share: which layers can read the rows of others")
         ->capture_default_str();
     command
         .add_option("--data", arguments->data,
@@ -370,6 +378,16 @@ void register_calibrate(CLI::App& app, Status& status) {
                     "rows of the one head that is raised (kind causal)")
         ->capture_default_str()
         ->type_name("N");
+    command
+        .add_option("--share-layers", arguments->share.wanted,
+                    "layers that are to share (kind share; 0: an eighth)")
+        ->capture_default_str()
+        ->type_name("N");
+    command
+        .add_option("--share-cosine", arguments->share.least,
+                    "of the final hidden states with and without (kind share)")
+        ->capture_default_str()
+        ->type_name("C");
     command.add_option("-o,--output", arguments->out, "file of the scores")->required();
     command
         .add_option("--lengths", arguments->settings.lengths,

@@ -59,6 +59,7 @@ nlohmann::json describe(const MethodConfig& config) {
     add("sentences", o.sentences, d.sentences);
     add("mix", o.mix, d.mix);
     add("chunk_size", o.chunk, d.chunk);
+    add("cluster_size", o.cluster_size, d.cluster_size);
     add("choice", o.seed, d.seed);
     add("in_cache_positions", o.in_cache_positions, d.in_cache_positions);
     if (o.merge) json["merge"] = name_of(*o.merge);
@@ -72,6 +73,7 @@ nlohmann::json describe(const MethodConfig& config) {
         json["type_v"] = name_of(config.store.values);
     }
     if (config.recall) json["recall"] = name_of(*config.recall);
+    if (config.share) json["share"] = config.share->owner;
     if (config.scores) {
         std::string text;
         for (const double mean : config.scores->mean) text += fmt::format("{} ", mean);

@@ -10,6 +10,7 @@
 #include "cli/common.h"
 #include "cli/method_pages.h"
 #include "headkv/method.h"
+#include "method/missing_methods.h"
 
 namespace headkv::cli {
 
@@ -44,6 +45,7 @@ ordered_json options_of(const Recipe& recipe) {
                                    {"mix", d.mix},
                                    {"floor", d.floor},
                                    {"normalize", d.normalize ? "yes" : "no"},
+                                   {"cluster-size", d.cluster_size},
                                    {"choice", d.seed},
                                    {"sinks", d.sinks},
                                    {"positions", "text"},
@@ -83,6 +85,8 @@ ordered_json json_of(const Recipe& recipe) {
             {"score_kind", recipe.score_kind},
             {"allocators", allocators_json(recipe)},
             {"options", options_of(recipe)},
+            {"shares_layers", recipe.shares},
+            {"recall", recipe.recall ? ordered_json(name_of(*recipe.recall)) : ordered_json()},
             {"paper", recipe.paper},
             {"summary", recipe.summary},
             {"page", method_page(recipe.name)}};
@@ -100,6 +104,10 @@ std::string table_text() {
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
     }
+    for (const MissingMethod& method : missing_methods()) {
+        text += fmt::format("{} (arXiv {}) cannot run: {}.\n", method.name, method.paper,
+                            method.missing);
+    }
     return text +
            "auto: of these, what measured curves of the model expect most of.\n"
            "`headkv methods NAME` prints the page of one.\n";
@@ -113,6 +121,13 @@ std::string recipe_text(const Recipe& recipe) {
         text += fmt::format("  needs    head scores of kind {} (headkv calibrate --kind {})\n",
                             recipe.score_kind, recipe.score_kind);
     }
+    if (recipe.recall) {
+        text += fmt::format("  keeps    every row in host memory (--recall {})\n",
+                            name_of(*recipe.recall));
+    }
+    if (recipe.shares) {
+        text += "  needs    a map of layers that share rows (headkv calibrate --kind share)\n";
+    }
     if (const auto allocators = allocators_text(recipe); !allocators.empty()) {
         text += fmt::format("  allocate may be {}\n", allocators);
     }
@@ -120,6 +135,13 @@ std::string recipe_text(const Recipe& recipe) {
     const std::string_view page = method_page(recipe.name);
     text += page.substr(std::min(page.find('\n'), page.size()));
     return text;
+}
+
+const MissingMethod* missing_method(std::string_view name) {
+    const auto all = missing_methods();
+    const auto found = std::find_if(all.begin(), all.end(),
+                                    [&](const auto& method) { return method.name == name; });
+    return found == all.end() ? nullptr : &*found;
 }
 
 Result<void> methods(const MethodsArguments& arguments) {
@@ -131,6 +153,12 @@ Result<void> methods(const MethodsArguments& arguments) {
     } else if (arguments.name == kAutoMethod) {
         text = method_page(kAutoMethod);
         json.push_back({{"name", kAutoMethod}, {"page", text}});
+    } else if (const auto* missing = missing_method(arguments.name); missing != nullptr) {
+        text = method_page(missing->name);
+        json.push_back({{"name", missing->name},
+                        {"paper", missing->paper},
+                        {"missing", missing->missing},
+                        {"page", text}});
     } else {
         const auto recipe = find_recipe(arguments.name);
         if (!recipe) return tl::unexpected(recipe.error());

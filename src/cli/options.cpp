@@ -102,6 +102,18 @@ Result<double> share_or_auto(std::string_view text) {
     return value;
 }
 
+// The map of layers that share rows: --share, or for methods that need one by fingerprint.
+Result<std::shared_ptr<const LayerMap>> share_of(const MethodArguments& arguments,
+                                                 const Recipe& recipe, const ModelInfo& model) {
+    if (!arguments.share && !recipe.shares) return nullptr;
+    auto map = arguments.share ? load_layer_map(*arguments.share)
+                               : find_layer_map(score_folders(), model.fingerprint);
+    if (!map) return tl::unexpected(map.error());
+    auto fits = check_layer_map(*map, model.shape, model.fingerprint, arguments.force_scores);
+    if (!fits) return tl::unexpected(fits.error());
+    return std::make_shared<const LayerMap>(std::move(*map));
+}
+
 Result<Pool> parse_pool(const std::string& name) {
     if (name == "max") return Pool::max;
     if (name == "avg" || name == "mean") return Pool::avg;
@@ -409,6 +421,9 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "M");
     add("--chunk-size", a.chunk, "positions that stay or go together (chunkkv 10, others 1)", "N");
     add("--unit", a.unit, "what stays or goes as a whole: row (default) or sentence", "NAME");
+    add("--cluster-size", a.cluster_size,
+        fmt::format("clusterkv: rows a cluster of keys, on average ({})", d.cluster_size).c_str(),
+        "N");
     add("--choice", a.seed, fmt::format("random: another choice of rows ({})", d.seed).c_str(),
         "N");
     add("--sinks", a.sinks, fmt::format("streaming-llm: first rows kept ({})", d.sinks).c_str(),
@@ -440,6 +455,10 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "keep every row in host memory, as f16, q8_0 or q4_0: each further turn selects from all "
         "of them again (off; CPU)",
         "TYPE");
+    add("--share", a.share,
+        "map of layers that read the rows of earlier ones and own none (calibrate --kind share); "
+        "kvsharer finds it by the model's fingerprint (CPU)",
+        "FILE");
     add("--layout", a.layout,
         "blocks of rows x groups of heads a layer that plans are made for (CUDA: 256x2, CPU: any "
         "rows in every head)",
@@ -537,6 +556,7 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     }
     take(arguments.mix, options.mix);
     take(arguments.chunk, options.chunk);
+    take(arguments.cluster_size, options.cluster_size);
     take(arguments.seed, options.seed);
     take(arguments.similarity, options.similarity);
     take(arguments.frequent, options.frequent);
@@ -590,7 +610,13 @@ Result<StoreTypes> method_store(const MethodArguments& arguments) {
     return types;
 }
 
-Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments) {
+Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments,
+                                               const Recipe& recipe) {
+    if (recipe.recall && arguments.recall == "off") {
+        return bad_input(
+            "{} chooses from all rows for every token: it does not go without --recall",
+            recipe.name);
+    }
     if (!arguments.recall || *arguments.recall == "off") return std::nullopt;
     for (const StoreStep step : {StoreStep::f16, StoreStep::q8_0, StoreStep::q4_0}) {
         if (name_of(step) == *arguments.recall) return step;
@@ -619,7 +645,12 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
         return tl::unexpected(options.error());
     }
     if (const auto layout = method_layout(*own); !layout) return tl::unexpected(layout.error());
-    if (const auto recall = method_recall(*own); !recall) return tl::unexpected(recall.error());
+    if (const auto recall = method_recall(*own, *recipe); !recall) {
+        return tl::unexpected(recall.error());
+    }
+    if (own->share) {
+        if (const auto map = load_layer_map(*own->share); !map) return tl::unexpected(map.error());
+    }
     const auto store = method_store(*own);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
@@ -642,12 +673,15 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     }
     const auto layout = method_layout(*own);
     if (!layout) return tl::unexpected(layout.error());
-    const auto recall = method_recall(*own);
+    const auto recall = method_recall(*own, *recipe);
     if (!recall) return tl::unexpected(recall.error());
     auto scores = scores_of(*own, *recipe, model);
     if (!scores) return tl::unexpected(scores.error());
+    auto share = share_of(*own, *recipe, model);
+    if (!share) return tl::unexpected(share.error());
     return MethodConfig{
-        std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall};
+        std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall,
+        std::move(*share)};
 }
 
 std::vector<std::filesystem::path> score_folders() {

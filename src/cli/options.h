@@ -46,10 +46,10 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, protect, skip_tail, kernel, chunk, seed, sinks, reserve,
-        class_rows;
+    std::optional<std::int64_t> window, protect, skip_tail, kernel, chunk, cluster_size, seed,
+        sinks, reserve, class_rows;
     std::optional<std::string> allocate, observe, pool, group_reduce, unit, shrink, normalize,
-        kv_type, layout, recall, merge, positions;
+        kv_type, layout, recall, share, merge, positions;
     std::optional<std::string> curves;  // --curves FILE, for --method auto
     std::optional<double> beta, pyramid_beta, floor, temperature, mix, similarity, frequent, local,
         recovery;
@@ -70,8 +70,10 @@ Result<Recipe> method_recipe(const MethodArguments& arguments);
 Result<Budget> method_budget(const MethodArguments& arguments);
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);
 Result<StoreTypes> method_store(const MethodArguments& arguments);
-// Nothing without --recall or with "off".
-Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments);
+// Nothing without --recall or with "off". Errors (bad_input): unknown type; "off" where the recipe
+// does not go without.
+Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments,
+                                               const Recipe& recipe);
 Result<void> check_method(const MethodArguments& arguments, std::string_view written);
 // Everything of one method; loads the head scores that it needs (--heads, or by fingerprint).
 Result<MethodConfig> method_config(const MethodArguments& arguments, std::string_view written,

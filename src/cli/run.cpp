@@ -166,7 +166,7 @@ Result<void> answer_all(Job& job, const PrefillResult& prefilled) {
         const SequenceInfo info = job.engine->info(sequence);
         say_if_full(info);
         if (auto printed = print_heading(job, info, job.titles[i]); !printed) return printed;
-        auto generation = answer(job, sequence, prefilled.logits);
+        auto generation = answer(job, sequence, prefilled.logits_of(i));
         if (!generation) return tl::unexpected(generation.error());
         job.runs.push_back({job.engine->info(sequence), std::move(*generation), job.titles[i],
                             job.engine->placement(sequence)});

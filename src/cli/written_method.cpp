@@ -24,7 +24,7 @@ Result<T> number(std::string_view text, std::string_view option) {
 }
 
 // What every method takes besides the options of its steps.
-constexpr std::array<std::string_view, 3> kOfAll = {"kv-type", "layout", "recall"};
+constexpr std::array<std::string_view, 4> kOfAll = {"kv-type", "layout", "recall", "share"};
 
 // Error (bad_input): an option that no step of the method reads; lists those that are read. An
 // unknown method takes any: what is wrong with it is said elsewhere.
@@ -46,12 +46,13 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
     if (auto known = check_known(arguments, name); !known) return known;
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 9> integers = {
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 10> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
          {"skip-tail", &arguments.skip_tail},
          {"kernel", &arguments.kernel},
          {"chunk-size", &arguments.chunk},
+         {"cluster-size", &arguments.cluster_size},
          {"choice", &arguments.seed},
          {"sinks", &arguments.sinks},
          {"class-rows", &arguments.class_rows},
@@ -66,7 +67,7 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"local", &arguments.local},
          {"recovery", &arguments.recovery},
          {"floor", &arguments.floor}}};
-    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 12> names = {
+    const std::array<std::pair<std::string_view, std::optional<std::string>*>, 13> names = {
         {{"allocate", &arguments.allocate},
          {"observe", &arguments.observe},
          {"unit", &arguments.unit},
@@ -78,7 +79,8 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"layout", &arguments.layout},
          {"merge", &arguments.merge},
          {"positions", &arguments.positions},
-         {"recall", &arguments.recall}}};
+         {"recall", &arguments.recall},
+         {"share", &arguments.share}}};
     if (name == "heads") {
         arguments.heads = {text};
         return {};

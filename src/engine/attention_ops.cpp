@@ -381,8 +381,11 @@ ggml_tensor* DecodeAttention::attend(ggml_context* context, ggml_tensor* q, ggml
             std::make_unique<Node>(Node{this, static_cast<std::int64_t>(nodes_.size())}));
     }
     std::array<ggml_tensor*, 4> sources{q, k, v, after};
+    if (k == nullptr) sources = {q, after, nullptr, nullptr};
+    const auto count = std::count_if(sources.begin(), sources.end(),
+                                     [](const ggml_tensor* source) { return source != nullptr; });
     return ggml_custom_4d(context, GGML_TYPE_F32, shape_.dim_v * shape_.heads.query_heads, q->ne[2],
-                          1, 1, sources.data(), after == nullptr ? 3 : 4, compute, GGML_N_TASKS_MAX,
+                          1, 1, sources.data(), static_cast<int>(count), compute, GGML_N_TASKS_MAX,
                           nodes_[size(layer)].get());
 }
 
@@ -448,12 +451,10 @@ void DecodeAttention::run_unit(const Unit& unit, std::int64_t layer, ggml_tensor
     attend(cache.rows(layer, unit.head, unit.begin, unit.end), false);
     if (unit.tail) {
         const auto held = cache.head(layer, unit.head).count;
-        const auto* new_keys = floats(out->src[1]) + unit.head * shape_.dim_k;
-        const auto* new_values = floats(out->src[2]) + unit.head * shape_.dim_v;
-        for (std::int64_t t = 0; t < slot.count; ++t) {
-            const auto token = (slot.first + t) * shape_.heads.kv_heads;
-            slot.cache->store(layer, unit.head, held + t, new_keys + token * shape_.dim_k,
-                              new_values + token * shape_.dim_v);
+        for (std::int64_t t = 0; cache.owns(layer) && t < slot.count; ++t) {
+            const auto row = (slot.first + t) * shape_.heads.kv_heads + unit.head;
+            slot.cache->store(layer, unit.head, held + t, floats(out->src[1]) + row * shape_.dim_k,
+                              floats(out->src[2]) + row * shape_.dim_v);
         }
         attend(cache.rows(layer, unit.head, held, held + slot.count), true);
         if (slot.log != nullptr) {

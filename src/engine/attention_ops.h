@@ -102,7 +102,9 @@ public:
     void prepare(std::span<const Slot> slots, std::int64_t layers);
 
     // q [dim_k, query_heads, tokens], k, v [dim, kv_heads, tokens] -> [dim_v * query_heads,
-    // tokens]. `after`: a node that must have run before, or null.
+    // tokens]. `after`: a node that must have run before, or null. Where a slot's layer reads
+    // another's rows, that layer has stored the tokens' rows; k and v are of no account, and null
+    // where that is so for all slots.
     ggml_tensor* attend(ggml_context* context, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
                         std::int64_t layer, ggml_tensor* after = nullptr);
 

@@ -254,6 +254,14 @@ Result<void> DeviceEngine::supports(const Method& method) {
             "positions in the cache turn keys, and rows stay on the device as they are: use "
             "--device cpu, or --positions text");
     }
+    if (method.config().share) {
+        return bad_input("{} shares rows between layers, which a device does not: use --device cpu",
+                         method.recipe().name);
+    }
+    if (recall_of(method.config(), method.recipe())) {
+        return bad_input("{} keeps every row in host memory for recall: use --device cpu",
+                         method.recipe().name);
+    }
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.

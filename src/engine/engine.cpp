@@ -48,12 +48,12 @@ struct Sequence {
     std::int64_t since = 0;          // tokens since rows were last selected from the archive
 };
 
-// [layers][heads]
+// [layers][heads]; 0 in layers that own none.
 std::vector<std::int64_t> rows_held(const SequenceCache& cache) {
     std::vector<std::int64_t> rows;
     for (std::int64_t layer = 0; layer < cache.shape().layers; ++layer) {
         for (std::int64_t head = 0; head < cache.shape().heads; ++head) {
-            rows.push_back(cache.head(layer, head).count);
+            rows.push_back(cache.owns(layer) ? cache.head(layer, head).count : 0);
         }
     }
     return rows;
@@ -62,7 +62,8 @@ std::vector<std::int64_t> rows_held(const SequenceCache& cache) {
 // The graph of a step with a given number of tokens and wanted logits; built once, run many times.
 struct StepGraph {
     std::int64_t tokens = 0, outputs = 0;
-    bool recalls = false;  // has nodes for a selection from archives
+    bool recalls = false;             // has nodes for a selection from archives
+    std::vector<std::int64_t> owner;  // of layers that no sequence of the step owns; empty: none
     ggml_context_ptr inputs_context, context;
     ggml_backend_buffer_ptr inputs_buffer;
     ggml_gallocr_ptr allocator;
@@ -75,6 +76,11 @@ struct StepGraph {
 };
 
 constexpr std::int64_t kNodesPerLayer = 48;
+
+// [layers] as LayerMap has it; empty where every layer owns its rows.
+std::vector<std::int64_t> owner_of(const MethodConfig& config) {
+    return config.share ? config.share->owner : std::vector<std::int64_t>();
+}
 
 // What a stage's device has for weights, caches and work; 0 where nothing limits them. Asked once:
 // what ggml keeps for itself later is used again.
@@ -126,15 +132,19 @@ struct Engine::Impl {
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
     Result<void> check_recall(const MethodConfig& config) const;
+    Result<void> check_share(const MethodConfig& config) const;
     Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
                               std::int64_t expected_new_tokens) const;
-    Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs, bool recalls);
+    Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs, bool recalls,
+                                  const std::vector<std::int64_t>& owner);
     Result<void> make_room(Sequence& sequence);
     bool selects_now(const Sequence& sequence) const;
     std::vector<std::int64_t> rows_recalled(const Sequence& sequence) const;
     std::optional<StepSelection> begin_selection(Sequence& sequence) const;
     Result<std::vector<float>> recall(SequenceId id, std::span<const Token> turn);
     Result<void> reselect(Sequence& sequence);
+    void join_readers(const Sequence& sequence, std::int64_t layer,
+                      std::vector<std::vector<float>>& attention_of) const;
     std::vector<std::vector<float>> observed(const Sequence& sequence, std::int64_t layer,
                                              std::int64_t queries) const;
     struct Item {
@@ -241,15 +251,31 @@ Result<void> Engine::Impl::check_prompt(std::span<const Token> prompt) const {
 
 // Rows for recall lie in this CPU's memory, where its own kernels read them.
 Result<void> Engine::Impl::check_recall(const MethodConfig& config) const {
-    if (!config.recall) return {};
+    const auto recipe = find_recipe(config.method);
+    const auto kept = recipe ? recall_of(config, **recipe) : config.recall;
+    if (!kept) return {};
     if (device) {
+        if (!config.recall) {
+            return bad_input(
+                "{} chooses from all rows in host memory, which works with the CPU's own kernels "
+                "only: use --device cpu",
+                config.method);
+        }
         return bad_input(
             "--recall works with the CPU's own kernels only: use --device cpu, or leave it out");
     }
     const auto& info = model->info();
-    const auto bytes =
-        row_bytes({*config.recall, *config.recall}, info.head_dim_k, info.head_dim_v);
+    const auto bytes = row_bytes({*kept, *kept}, info.head_dim_k, info.head_dim_v);
     return bytes ? Result<void>() : tl::unexpected(bytes.error());
+}
+
+// Layers that share rows are read by this CPU's own kernels.
+Result<void> Engine::Impl::check_share(const MethodConfig& config) const {
+    if (!config.share || !device) return {};
+    return bad_input(
+        "{} shares rows between layers, which works with the CPU's own kernels only: use --device "
+        "cpu",
+        config.method);
 }
 
 // What cannot fit beside the weights is refused before it begins. Where the device holds sequences
@@ -288,6 +314,7 @@ PrefillJob::~PrefillJob() = default;
 Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& config) const {
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
     if (auto checked = impl_->check_recall(config); !checked) return checked;
+    if (auto checked = impl_->check_share(config); !checked) return checked;
     const auto& info = model().info();
     const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
@@ -309,6 +336,15 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     for (const auto& config : configs) {
         if (auto checked = self.check_recall(config); !checked) {
             return tl::unexpected(checked.error());
+        }
+        if (auto checked = self.check_share(config); !checked) {
+            return tl::unexpected(checked.error());
+        }
+        if (owner_of(config) != owner_of(configs[0])) {
+            return bad_input(
+                "{} and {} share rows between other layers, so they read a prompt differently: one "
+                "at a time",
+                configs[0].method, config.method);
         }
     }
     if (self.device) {
@@ -338,17 +374,21 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
                                    : std::max<std::int64_t>(1, config.options.reserve);
         std::optional<SequenceCache> archive;
         std::int64_t logged = 1;
-        if (config.recall && recalls(*method)) {
+        std::vector<KeyClusters> clusters;
+        if (const auto kept = recall_of(config, method->recipe()); kept && recalls(*method)) {
             auto archive_shape = cache_shape;
-            archive_shape.type_k = archive_shape.type_v = row_type(*config.recall);
+            archive_shape.type_k = archive_shape.type_v = row_type(*kept);
             archive.emplace(archive_shape);
             // What a selection while answering looks at, besides the token that makes it.
             logged = std::max(logged, std::min(reserve, method->observe_answer()) - 1);
+            if (const auto wanted = method->clusters(); wanted.size > 0) {
+                clusters.assign(size(cache_shape.layers * cache_shape.heads), KeyClusters(wanted));
+            }
         }
         targets.push_back(
-            {std::move(*method), reserve, SequenceCache(cache_shape),
+            {std::move(*method), reserve, SequenceCache(cache_shape, owner_of(config)),
              QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
-             std::move(archive)});
+             std::move(archive), std::move(clusters)});
     }
     auto chosen = self.prefill_options(false);
     if (std::ranges::any_of(
@@ -357,6 +397,7 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         if (!pieces) return tl::unexpected(pieces.error());
         chosen.repeats = std::move(*pieces);
     }
+    chosen.share = configs[0].share;
     auto prefill =
         Prefill::create(self.pipeline.compute(0), *self.model, prompt, std::move(targets), chosen);
     if (!prefill) return tl::unexpected(prefill.error());
@@ -422,6 +463,46 @@ Result<PrefillResult> PrefillJob::finish() {
 Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
                                       std::span<const MethodConfig> configs,
                                       const PrefillOptions& options) {
+    // Which of them can be filled together, by the layers that share rows.
+    std::vector<std::vector<std::size_t>> groups;
+    for (std::size_t i = 0; i < configs.size(); ++i) {
+        const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
+            return owner_of(configs[group[0]]) == owner_of(configs[i]);
+        });
+        if (same != groups.end()) {
+            same->push_back(i);
+        } else {
+            groups.push_back({i});
+        }
+    }
+    if (groups.size() < 2) return prefill_together(prompt, configs, options);
+    PrefillResult all;
+    all.sequences.resize(configs.size());
+    std::vector<SequenceId> done;
+    for (const auto& group : groups) {
+        std::vector<MethodConfig> some;
+        for (const auto i : group) some.push_back(configs[i]);
+        auto result = prefill_together(prompt, some, options);
+        if (!result) {
+            for (const auto id : done) release(id);
+            return result;
+        }
+        done.insert(done.end(), result->sequences.begin(), result->sequences.end());
+        for (std::size_t i = 0; i < group.size(); ++i) {
+            all.sequences[group[i]] = result->sequences[i];
+            if (group[0] > 0) all.other_logits[group[i]] = result->logits;
+        }
+        if (group[0] == 0) all.logits = std::move(result->logits);
+        all.prefill_ms += result->prefill_ms;
+        all.compress_ms += result->compress_ms;
+        all.scratch_bytes = std::max(all.scratch_bytes, result->scratch_bytes);
+    }
+    return all;
+}
+
+Result<PrefillResult> Engine::prefill_together(std::span<const Token> prompt,
+                                               std::span<const MethodConfig> configs,
+                                               const PrefillOptions& options) {
     auto job = start_prefill(prompt, configs, options.expected_new_tokens);
     if (!job) return tl::unexpected(job.error());
     const auto layers = model().info().shape.layers;
@@ -478,13 +559,54 @@ Result<std::vector<double>> Engine::value_cosines(std::span<const Token> text,
     return cosines.means();
 }
 
+Result<TextStates> Engine::states(std::span<const Token> text,
+                                  std::shared_ptr<const LayerMap> share) {
+    auto& self = *impl_;
+    if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
+    if (self.device) return bad_input("states of layers are read on the CPU: use --device cpu");
+    const auto& hyper = self.weights().hyper;
+    TextStates states;
+    const auto heads = hyper.shape.kv_heads, tokens = std::ssize(text);
+    const auto all = [&](std::int64_t dim) {
+        return size(hyper.shape.layers * heads * tokens * dim);
+    };
+    states.keys.resize(all(hyper.head_dim_k));
+    states.values.resize(all(hyper.head_dim_v));
+    auto options = self.prefill_options(true);
+    options.share = std::move(share);
+    options.visit = [&](std::int64_t layer, const LayerRows& rows) {
+        const auto take = [&](std::span<const Half> from, std::int64_t dim,
+                              std::vector<float>& to) {
+            for (std::int64_t head = 0; head < heads; ++head) {
+                kernels::best().to_float(from.data() + head * rows.head_rows() * dim,
+                                         to.data() + (layer * heads + head) * tokens * dim,
+                                         tokens * dim);
+            }
+        };
+        take(rows.keys, hyper.head_dim_k, states.keys);
+        take(rows.values, hyper.head_dim_v, states.values);
+    };
+    auto prefill = Prefill::create(self.pipeline.compute(0), *self.model, text, {}, options);
+    if (!prefill) return tl::unexpected(prefill.error());
+    for (bool done = false; !done;) {
+        auto step = (*prefill)->step();
+        if (!step) return tl::unexpected(step.error());
+        done = *step;
+    }
+    auto final = (*prefill)->final_states();
+    if (!final) return tl::unexpected(final.error());
+    states.final = std::move(*final);
+    return states;
+}
+
 // --- decode
 // ----------------------------------------------------------------------------------------
 
-Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t outputs,
-                                            bool recalls) {
+Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t outputs, bool recalls,
+                                            const std::vector<std::int64_t>& owner) {
     for (auto it = graphs.begin(); it != graphs.end(); ++it) {
-        if (it->tokens == tokens && it->outputs == outputs && it->recalls == recalls) {
+        if (it->tokens == tokens && it->outputs == outputs && it->recalls == recalls &&
+            it->owner == owner) {
             graphs.splice(graphs.begin(), graphs, it);
             return &graphs.front();
         }
@@ -494,6 +616,7 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     step.tokens = tokens;
     step.outputs = outputs;
     step.recalls = recalls;
+    step.owner = owner;
     step.inputs_context = make_context(4);
     auto* inputs = step.inputs_context.get();
     step.ids = ggml_new_tensor_1d(inputs, GGML_TYPE_I32, tokens);
@@ -510,7 +633,8 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
     auto* x = build.embed(step.ids);
     for (std::int64_t layer = 0; layer < hyper.shape.layers; ++layer) {
         const auto& layer_weights = weights().weights.layers[size(layer)];
-        const auto part = build.project(layer_weights, x, step.positions);
+        const bool owned = owner.empty() || owner[size(layer)] == layer;
+        const auto part = build.project(layer_weights, x, step.positions, owned);
         auto* selected = recalls ? step_recall.select(c, part.q, part.k, layer) : nullptr;
         x = build.finish_layer(layer_weights, x,
                                attention.attend(c, part.q, part.k, part.v, layer, selected));
@@ -559,6 +683,21 @@ std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence,
     return result;
 }
 
+// What other layers that read these rows look at, too: the larger value of each.
+void Engine::Impl::join_readers(const Sequence& sequence, std::int64_t layer,
+                                std::vector<std::vector<float>>& attention_of) const {
+    const auto& map = sequence.state.method.config().share;
+    for (auto reader = layer + 1; map && reader < shape.heads.layers; ++reader) {
+        if (map->owner_of(reader) != layer) continue;
+        const auto other = observed(sequence, reader, sequence.state.method.observe_answer());
+        for (std::size_t head = 0; head < other.size(); ++head) {
+            std::transform(other[head].begin(), other[head].end(), attention_of[head].begin(),
+                           attention_of[head].begin(),
+                           [](float a, float b) { return std::max(a, b); });
+        }
+    }
+}
+
 // Cuts every head back to what the method allows it, by the same score and selection as the prompt.
 Result<void> Engine::Impl::reselect(Sequence& sequence) {
     auto& state = sequence.state;
@@ -566,9 +705,12 @@ Result<void> Engine::Impl::reselect(Sequence& sequence) {
     const auto heads = shape.heads.kv_heads;
     const auto group = shape.heads.group();
     for (std::int64_t layer = 0; layer < shape.heads.layers; ++layer) {
+        if (!state.cache.owns(layer)) continue;
         std::vector<std::vector<float>> attention_of;
-        if (state.method.observe_answer() > 0)
+        if (state.method.observe_answer() > 0) {
             attention_of = observed(sequence, layer, state.method.observe_answer());
+            join_readers(sequence, layer, attention_of);
+        }
         for (std::int64_t head = 0; head < heads; ++head) {
             const auto count = state.cache.head(layer, head).count;
             const auto bound =
@@ -625,8 +767,13 @@ std::optional<StepSelection> Engine::Impl::begin_selection(Sequence& sequence) c
     if (rows.empty()) return std::nullopt;
     // Queries since the last selection score this one, as many as the method observes.
     const auto queries = std::min(state.reserve, state.method.observe_answer());
-    StepSelection selection{&state.method, &*state.archive, &state.cache, &state.log, 0,
-                            queries,       std::move(rows)};
+    StepSelection selection{.method = &state.method,
+                            .archive = &*state.archive,
+                            .cache = &state.cache,
+                            .log = &state.log,
+                            .clusters = state.clusters.empty() ? nullptr : &state.clusters,
+                            .queries = queries,
+                            .rows = std::move(rows)};
     StepRecall::drop_rows(selection);
     sequence.since = -1;  // the step's first token is part of this selection
     return selection;
@@ -670,7 +817,14 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         ids.push_back(inputs[item.input].token);
     }
     const bool recalls = !selections.empty();
-    const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs, recalls);
+    // Rows that no sequence of the step stores are not computed.
+    const auto& first = items[0].sequence->state.method.config();
+    auto owner = owner_of(first);
+    for (const auto& item : items) {
+        const auto& other = item.sequence->state.method.config();
+        if (other.share != first.share && owner_of(other) != owner) owner.clear();
+    }
+    const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs, recalls, owner);
     if (!graph) return tl::unexpected(graph.error());
     auto& step = **graph;
     ggml_backend_tensor_set(step.ids, ids.data(), 0, ggml_nbytes(step.ids));
@@ -873,6 +1027,7 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
             from.kept,
             from.since};
         if (from.state.archive) twin.state.archive = from.state.archive->copy();
+        twin.state.clusters = from.state.clusters;
         const auto id = impl_->next_id++;
         impl_->sequences.emplace(id, std::move(twin));
         return id;
@@ -915,8 +1070,10 @@ std::vector<std::vector<std::vector<std::int32_t>>> Engine::positions(SequenceId
     for (std::int64_t layer = 0; layer < cache.shape().layers; ++layer) {
         result.emplace_back();
         for (std::int64_t head = 0; head < cache.shape().heads; ++head) {
+            result.back().emplace_back();
+            if (!cache.owns(layer)) continue;
             const auto held = cache.positions(layer, head);
-            result.back().emplace_back(held.begin(), held.end());
+            result.back().back().assign(held.begin(), held.end());
         }
     }
     return result;

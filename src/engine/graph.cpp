@@ -29,9 +29,10 @@ ggml_tensor* GraphBuilder::norm_for(std::initializer_list<const Matrix*> product
 }
 
 GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_tensor* x,
-                                                ggml_tensor* positions) const {
+                                                ggml_tensor* positions, bool rows) const {
     const auto tokens = x->ne[1];
-    auto* normed = norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm);
+    auto* normed = rows ? norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm)
+                        : norm_for({&layer.wq}, x, layer.attention_norm);
     const auto heads = [&](const Matrix& w, ggml_tensor* bias, std::int64_t dim,
                            std::int64_t count) {
         auto* y = linear(w, normed);
@@ -40,6 +41,10 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
     };
     const auto& shape = hyper.shape;
     auto* q = heads(layer.wq, layer.bq, hyper.head_dim_k, shape.query_heads);
+    if (!rows) {
+        if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
+        return {rotate(layer, q, positions), nullptr, nullptr, q};
+    }
     auto* k = heads(layer.wk, layer.bk, hyper.head_dim_k, shape.kv_heads);
     auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
     if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);

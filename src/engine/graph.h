@@ -31,8 +31,10 @@ struct GraphBuilder {
         ggml_tensor* v;        // [head_dim_v, kv_heads, tokens]
         ggml_tensor* plain_q;  // as q, before RoPE
     };
-    // x [embedding, tokens]: hidden states before the layer; positions i32 [tokens].
-    Projections project(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;
+    // x [embedding, tokens]: hidden states before the layer; positions i32 [tokens]. Without `rows`
+    // k and v are null: the layer reads another's.
+    Projections project(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions,
+                        bool rows = true) const;
 
     // RoPE of a layer. x [head_dim_k, heads, tokens], positions i32 [tokens].
     ggml_tensor* rotate(const LayerWeights& layer, ggml_tensor* x, ggml_tensor* positions) const;

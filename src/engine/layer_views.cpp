@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <cmath>
 #include <cstring>
 
@@ -77,6 +78,32 @@ void compute_output_norms(ggml_tensor* out, int /*thread*/, int /*threads*/, voi
     }
 }
 
+struct Clustering {
+    AttentionShape shape;
+    LayerRows rows;
+    std::int64_t first = 0;
+    const float* queries = nullptr;                // [query_heads][dim_k] of the last token
+    std::vector<KeyClusters>* clusters = nullptr;  // [kv_heads]
+    std::atomic<std::int64_t> next{0};
+};
+
+// out [tokens, kv_heads]. A unit is a head.
+void compute_clusters(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
+    auto& plan = *static_cast<Clustering*>(data);
+    const auto dim = plan.shape.dim_k, tokens = plan.rows.tokens;
+    const auto width = plan.shape.heads.group() * dim;
+    const auto first = std::min(plan.first, tokens);
+    const auto heads = plan.shape.heads.kv_heads;
+    for (auto head = plan.next.fetch_add(1); head < heads; head = plan.next.fetch_add(1)) {
+        auto& clusters = (*plan.clusters)[size(head)];
+        clusters.add(plan.rows.keys.subspan(size((head * plan.rows.head_rows() + first) * dim),
+                                            size((tokens - first) * dim)),
+                     dim);
+        const auto products = clusters.products({plan.queries + head * width, size(width)}, dim);
+        std::copy_n(products.begin(), tokens, static_cast<float*>(out->data) + head * tokens);
+    }
+}
+
 }  // namespace
 
 // Mean attention, or of its squares, [query_heads][tokens].
@@ -101,6 +128,43 @@ Result<std::vector<float>> LayerViews::output_norms() const {
                                 source_.shape.heads.query_heads, 1, 1, nullptr, 0,
                                 compute_output_norms, GGML_N_TASKS_MAX, &plan);
     return computed(node, context.get());
+}
+
+Result<const LayerViews::Clusters*> LayerViews::clustered(const ClusterNeeds& needs) {
+    for (const auto& known : clusters_) {
+        if (known->needs == needs) return known.get();
+    }
+    const auto& shape = source_.shape;
+    auto fresh = std::make_unique<Clusters>();
+    fresh->needs = needs;
+    fresh->made.assign(size(shape.heads.kv_heads), KeyClusters(needs));
+    const auto width = shape.heads.query_heads * shape.dim_k;
+    const auto context = make_context(1);
+    Clustering plan{shape, source_.rows, needs.first,
+                    source_.queries.data() + std::ssize(source_.queries) - width, &fresh->made};
+    auto* node =
+        ggml_custom_4d(context.get(), GGML_TYPE_F32, source_.rows.tokens, shape.heads.kv_heads, 1,
+                       1, nullptr, 0, compute_clusters, GGML_N_TASKS_MAX, &plan);
+    auto products = computed(node, context.get());
+    if (!products) return tl::unexpected(products.error());
+    fresh->products = std::move(*products);
+    clusters_.push_back(std::move(fresh));
+    return clusters_.back().get();
+}
+
+void LayerViews::join(const Observed& others) {
+    for (auto& [what, values] : observed_) {
+        const auto& other = others.at(what);
+        std::transform(values.begin(), values.end(), other.begin(), values.begin(),
+                       [](float a, float b) { return std::max(a, b); });
+    }
+}
+
+const std::vector<KeyClusters>& LayerViews::clusters(const ClusterNeeds& needs) const {
+    const auto known = std::find_if(clusters_.begin(), clusters_.end(),
+                                    [&](const auto& other) { return other->needs == needs; });
+    assert(known != clusters_.end());
+    return (*known)->made;
 }
 
 Result<std::vector<float>> LayerViews::computed(ggml_tensor* node, ggml_context* context) const {
@@ -163,6 +227,11 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     }
     if (needs.reconstruction) view.reconstruction = source_.reconstruction->best();
     if (needs.sentences) view.sentences = source_.sentences;
+    if (needs.clusters.size > 0) {
+        const auto made = clustered(needs.clusters);
+        if (!made) return tl::unexpected(made.error());
+        view.cluster_products = (*made)->products;
+    }
     return view;
 }
 

@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "engine/attention_ops.h"
 #include "engine/future_queries.h"
+#include "engine/key_clusters.h"
 #include "engine/reconstruction.h"
 #include "headkv/error.h"
 #include "headkv/method.h"
@@ -38,16 +39,33 @@ public:
     // Computes what no earlier call has. Error (failure): out of memory.
     Result<LayerView> of(const LayerNeeds& needs);
 
+    // Attention to the same rows, by queries, tokens behind them, and whether squared:
+    // [query_heads][tokens] each.
+    using Observed = std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::vector<float>>;
+    // Of what of() has computed so far, with what other layers that read these rows have seen: the
+    // larger value of each. Views that of() has given show it, too.
+    void join(const Observed& others);
+    Observed take_observed() { return std::move(observed_); }
+
+    // [kv_heads] as of() has made them for a method that ranks them.
+    const std::vector<KeyClusters>& clusters(const ClusterNeeds& needs) const;
+
 private:
     Result<std::vector<float>> computed(ggml_tensor* node, ggml_context* context) const;
     Result<std::vector<float>> observed(const LayerNeeds& needs) const;
     Result<std::vector<float>> output_norms() const;
+    struct Clusters {
+        ClusterNeeds needs;
+        std::vector<KeyClusters> made;  // [kv_heads]
+        std::vector<float> products;    // [kv_heads][tokens]
+    };
+    Result<const Clusters*> clustered(const ClusterNeeds& needs);
 
     Source source_;
     Run run_;
-    // By queries, tokens behind them, and whether squared.
-    std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::vector<float>> observed_;
+    Observed observed_;
     std::vector<float> keys_, values_, output_norms_;
+    std::vector<std::unique_ptr<Clusters>> clusters_;
     FutureQueries::Moments moments_;
 };
 

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "engine/layer_views.h"
 #include "engine/sentences.h"
 #include "engine/token_kinds.h"
 #include "engine/turn_keys.h"
@@ -70,13 +69,20 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
         longest = std::max(longest, piece.length());
     }
     const auto held = tokens_ + longest;  // rows of a head
-    context_ = make_context(16);
+    places_.resize(assign_places());
+    context_ = make_context(16 + 2 * std::ssize(places_));
     auto* c = context_.get();
     ids_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, columns_);
     positions_ = ggml_new_tensor_1d(c, GGML_TYPE_I32, columns_);
     hidden_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding, columns_);
-    keys_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, held, hyper.shape.kv_heads);
-    values_ = ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, held, hyper.shape.kv_heads);
+    auto needed = ggml_nbytes(hidden_);
+    for (auto& place : places_) {
+        place.keys =
+            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_k, held, hyper.shape.kv_heads);
+        place.values =
+            ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, held, hyper.shape.kv_heads);
+        needed += ggml_nbytes(place.keys) + ggml_nbytes(place.values);
+    }
     queries_ =
         ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
     buffer_.reset(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
@@ -84,7 +90,7 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
         return failure(
             "not enough memory to read {} tokens: {} MiB are needed for hidden states and one "
             "layer's keys and values",
-            tokens_, (ggml_nbytes(hidden_) + ggml_nbytes(keys_) + ggml_nbytes(values_)) >> 20);
+            tokens_, needed >> 20);
     }
     if (options_.unit != nullptr) packed_.emplace(*options_.unit);
     if (options_.unit != nullptr && PackedLayerRows::fits(shape_)) {
@@ -151,10 +157,34 @@ const Prefill::Stretch& Prefill::stretch() const {
 }
 
 LayerRows Prefill::rows() const {
-    return {{static_cast<const Half*>(keys_->data), size(ggml_nelements(keys_))},
-            {static_cast<const Half*>(values_->data), size(ggml_nelements(values_))},
+    const auto& [keys, values] = place();
+    return {{static_cast<const Half*>(keys->data), size(ggml_nelements(keys))},
+            {static_cast<const Half*>(values->data), size(ggml_nelements(values))},
             tokens_,
-            keys_->ne[1]};
+            keys->ne[1]};
+}
+
+// Layers whose rows no other reads take turns in one place; the others keep theirs until their last
+// reader is done.
+std::size_t Prefill::assign_places() {
+    const auto layers = model_.hyper.shape.layers;
+    place_of_.assign(size(layers), 0);
+    if (!options_.share) return 1;
+    std::vector<std::int64_t> taken_until = {-1};  // [places] the last reader, -1: of passing use
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        if (!options_.share->owns(layer)) {
+            place_of_[size(layer)] = place_of_[size(options_.share->owner_of(layer))];
+            continue;
+        }
+        const auto last = options_.share->last_reader(layer);
+        if (last == layer) continue;
+        auto free = std::find_if(taken_until.begin() + 1, taken_until.end(),
+                                 [layer](std::int64_t until) { return until < layer; });
+        if (free == taken_until.end()) free = taken_until.insert(free, -1);
+        *free = last;
+        place_of_[size(layer)] = static_cast<std::size_t>(free - taken_until.begin());
+    }
+    return taken_until.size();
 }
 
 Result<void> Prefill::embed(std::int64_t begin, std::int64_t count) {
@@ -183,7 +213,7 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
 
     auto* x = columns(c, hidden_, begin, count);
     auto* positions = ggml_view_1d(c, positions_, count, size(begin) * sizeof(std::int32_t));
-    const auto part = build.project(layer, x, positions);
+    const auto part = build.project(layer, x, positions, owns());
     // [dim, heads, chunk] -> rows of each head together
     const auto store = [&](ggml_tensor* from, ggml_tensor* rows) {
         auto* to = ggml_view_3d(c, rows, rows->ne[0], count, rows->ne[2], rows->nb[1], rows->nb[2],
@@ -192,7 +222,8 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
         ggml_build_forward_expand(graph, node);
         return node;
     };
-    std::array<ggml_tensor*, 2> stored{store(part.k, keys_), store(part.v, values_)};
+    std::vector<ggml_tensor*> stored;  // none: an earlier layer's rows are all there
+    if (owns()) stored = {store(part.k, place().keys), store(part.v, place().values)};
 
     // The part of the window that lies in this chunk.
     const auto window_begin = std::max(begin, tokens_ - window_);
@@ -232,6 +263,8 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
 }
 
 Result<void> Prefill::compress_layer() {
+    if (options_.visit && owns()) options_.visit(layer_, rows());
+    const auto layer = options_.share ? options_.share->owner_of(layer_) : layer_;
     LayerViews views(
         {.shape = shape_,
          .rows = rows(),
@@ -243,9 +276,38 @@ Result<void> Prefill::compress_layer() {
          .sentences = sentences_},
         [this](ggml_cgraph* graph) { return compute_graph(graph); });
     for (auto& target : targets_) {
+        std::copy_n(static_cast<const float*>(queries_->data) + (window_ - 1) * queries_->ne[0],
+                    queries_->ne[0], target.log.at(0, layer_));
+        target.log.written = 1;
+    }
+    if (options_.share) {
+        // An owner's rows are selected once all who read them have looked at them.
+        const auto last = options_.share->last_reader(layer);
+        for (const auto& target : targets_) {
+            if (last == layer) break;
+            const auto needs = target.method.needs();
+            const auto view = views.of({.queries = needs.queries,
+                                        .skip = needs.skip,
+                                        .squares = needs.squares,
+                                        .recent_queries = needs.recent_queries});
+            if (!view) return tl::unexpected(view.error());
+        }
+        if (const auto found = seen_.find(layer); found != seen_.end()) views.join(found->second);
+        if (layer_ < last) {
+            seen_[layer] = views.take_observed();
+            return {};
+        }
+        seen_.erase(layer);
+    }
+    for (auto& target : targets_) {
         const auto view = views.of(target.method.needs());
         if (!view) return tl::unexpected(view.error());
-        if (auto filled = fill(target, *view); !filled) return filled;
+        if (auto filled = fill(target, layer, *view); !filled) return filled;
+        if (const auto wanted = target.method.needs().clusters; wanted.size > 0) {
+            const auto& made = views.clusters(wanted);
+            std::copy(made.begin(), made.end(),
+                      target.clusters.begin() + layer * shape_.heads.kv_heads);
+        }
         for (const auto& cut : target.selection->cuts()) {
             for (std::size_t head = 0; head < cut.stay.size(); ++head) {
                 target.cache.keep(cut.layer, static_cast<std::int64_t>(head), cut.stay[head]);
@@ -257,13 +319,10 @@ Result<void> Prefill::compress_layer() {
             std::vector<std::int32_t> every(size(tokens_));
             std::iota(every.begin(), every.end(), 0);
             const std::vector<std::vector<std::int32_t>> all(size(shape_.heads.kv_heads), every);
-            if (auto filled = target.archive->fill(layer_, rows(), all, kArchiveReserve); !filled) {
+            if (auto filled = target.archive->fill(layer, rows(), all, kArchiveReserve); !filled) {
                 return filled;
             }
         }
-        std::copy_n(static_cast<const float*>(queries_->data) + (window_ - 1) * queries_->ne[0],
-                    queries_->ne[0], target.log.at(0, layer_));
-        target.log.written = 1;
     }
     if (future_) future_->clear();
     if (reconstruction_) reconstruction_->clear();
@@ -271,9 +330,9 @@ Result<void> Prefill::compress_layer() {
 }
 
 // What a method keeps of the layer goes into its cache.
-Result<void> Prefill::fill(PrefillTarget& target, const LayerView& view) {
-    const auto keep = target.selection->next(view);
-    if (auto filled = target.cache.fill(layer_, rows(), keep, target.reserve); !filled) {
+Result<void> Prefill::fill(PrefillTarget& target, std::int64_t layer, const LayerView& view) {
+    const auto keep = target.selection->next(layer, view);
+    if (auto filled = target.cache.fill(layer, rows(), keep, target.reserve); !filled) {
         return filled;
     }
     const auto& merged = target.selection->merged();
@@ -285,7 +344,7 @@ Result<void> Prefill::fill(PrefillTarget& target, const LayerView& view) {
                 others.push_back(merged[head][i].from);
             }
             const auto row = std::lower_bound(keep[head].begin(), keep[head].end(), into);
-            target.cache.average_value(layer_, static_cast<std::int64_t>(head),
+            target.cache.average_value(layer, static_cast<std::int64_t>(head),
                                        row - keep[head].begin(), rows(), others);
         }
     }
@@ -294,7 +353,21 @@ Result<void> Prefill::fill(PrefillTarget& target, const LayerView& view) {
     for (std::size_t head = 0; head < keep.size(); ++head) {
         close_gaps(static_cast<std::int64_t>(head), keep[head], tokens_, turns);
     }
-    return turn_keys(compute_, model_, layer_, turns, target.cache);
+    return turn_keys(compute_, model_, layer, turns, target.cache);
+}
+
+Result<std::vector<float>> Prefill::final_states() {
+    assert(options_.all_tokens);
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* node = build.norm(columns(c, hidden_, 0, tokens_), model_.weights.output_norm);
+    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+    ggml_build_forward_expand(graph, node);
+    if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
+    std::vector<float> result(size(ggml_nelements(node)));
+    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
+    return result;
 }
 
 Result<std::vector<float>> Prefill::logits(std::int64_t first, std::int64_t count) {

@@ -2,6 +2,8 @@
 // cache.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +14,8 @@
 #include "engine/compute.h"
 #include "engine/future_queries.h"
 #include "engine/graph.h"
+#include "engine/key_clusters.h"
+#include "engine/layer_views.h"
 #include "engine/reconstruction.h"
 #include "engine/value_cosines.h"
 #include "headkv/engine.h"
@@ -25,6 +29,8 @@ struct PrefillTarget {
     SequenceCache cache;
     QueryLog log;                                   // receives the last prompt query
     std::optional<SequenceCache> archive = {};      // receives every row of the prompt, for recall
+    std::vector<KeyClusters> clusters = {};         // [layers * kv_heads] of the archive's rows,
+                                                    // where the method ranks them
     std::optional<PromptSelection> selection = {};  // of `method`, while the prompt is read
 };
 
@@ -32,6 +38,7 @@ struct PrefillTarget {
 // Every layer may be cut differently: the rows of a layer depend on the tokens before them, not on
 // where the chunks begin.
 // Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16; with
+// Options::share, those of every layer that is still to be read by another, too; with
 // Options::repeats, as much again for their tokens, but keys and values of one piece only.
 class Prefill {
 public:
@@ -45,6 +52,10 @@ public:
         // Takes what the attention of every layer gives (with all_tokens); must outlive the
         // prefill.
         ValueCosines* cosines = nullptr;
+        // Layers that read other layers' rows: all targets' MethodConfig::share. May be null.
+        std::shared_ptr<const LayerMap> share = {};
+        // Called when a layer that owns rows has been read.
+        std::function<void(std::int64_t layer, const LayerRows&)> visit = {};
     };
     // Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<Prefill>> create(const Compute& compute, const Model& model,
@@ -62,6 +73,8 @@ public:
 
     // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
     Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
+    // Hidden states behind the last layer and its norm, [tokens][embedding]; needs all_tokens.
+    Result<std::vector<float>> final_states();
     std::vector<PrefillTarget>& targets() { return targets_; }
     double compress_ms() const { return compress_ms_; }
     std::int64_t scratch_bytes() const;
@@ -78,11 +91,19 @@ private:
         std::int64_t row = 0;                // of its first token, which is its position, too
     };
     const Stretch& stretch() const;  // of the next step
-    LayerRows rows() const;          // of layer_
+    // Keys and values of one layer, read by itself and by those that share them.
+    struct Place {
+        ggml_tensor* keys = nullptr;    // f16 [dim_k, tokens + longest piece, kv_heads]
+        ggml_tensor* values = nullptr;  // f16 [dim_v, the same, kv_heads]
+    };
+    const Place& place() const { return places_[place_of_[static_cast<std::size_t>(layer_)]]; }
+    bool owns() const { return !options_.share || options_.share->owns(layer_); }
+    std::size_t assign_places();  // fills place_of_; how many there are
+    LayerRows rows() const;       // that layer_ reads
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count);
     Result<void> compress_layer();
-    Result<void> fill(PrefillTarget& target, const LayerView& view);
+    Result<void> fill(PrefillTarget& target, std::int64_t layer, const LayerView& view);
     Result<void> compute_graph(ggml_cgraph* graph);
 
     const Compute& compute_;
@@ -100,11 +121,11 @@ private:
 
     ggml_context_ptr context_;
     ggml_backend_buffer_ptr buffer_;
-    ggml_tensor* ids_ = nullptr;                    // i32 [columns]
-    ggml_tensor* positions_ = nullptr;              // i32 [columns]
-    ggml_tensor* hidden_ = nullptr;                 // f32 [embedding, columns]
-    ggml_tensor* keys_ = nullptr;                   // f16 [dim_k, tokens + longest piece, kv_heads]
-    ggml_tensor* values_ = nullptr;                 // f16 [dim_v, the same, kv_heads]
+    ggml_tensor* ids_ = nullptr;        // i32 [columns]
+    ggml_tensor* positions_ = nullptr;  // i32 [columns]
+    ggml_tensor* hidden_ = nullptr;     // f32 [embedding, columns]
+    std::vector<Place> places_;
+    std::vector<std::size_t> place_of_;             // [layers]
     ggml_tensor* queries_ = nullptr;                // f32 [dim_k * query_heads, window]
     std::optional<PackedLayer> packed_;             // of layer_, with a matrix unit
     std::int64_t packed_tokens_ = 0;                // of those rows
@@ -112,7 +133,9 @@ private:
     std::optional<FutureQueries> future_;           // of layer_, where a method asks for it
     std::optional<Reconstruction> reconstruction_;  // the same
     std::vector<TokenKind> kinds_;                  // of the prompt, where a method asks for it
-    WorkMemory work_;                               // of the graphs
+    // What layers that share rows have seen, until the last of them: by their owner.
+    std::map<std::int64_t, LayerViews::Observed> seen_;
+    WorkMemory work_;  // of the graphs
 };
 
 }  // namespace headkv

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+
+#include "engine/step_recall.h"
 
 namespace headkv {
 
@@ -25,21 +26,10 @@ Result<void> make_room(SequenceCache& archive, std::int64_t count) {
 // Keys [0, count) of every head as a prefill has them: f16, not rotated, [kv_heads][count][dim_k].
 std::vector<Half> keys_of(const SequenceCache& archive, std::int64_t layer, std::int64_t count) {
     const auto& shape = archive.shape();
-    std::vector<Half> keys(size(shape.heads * count * shape.dim_k));
-    std::vector<float> row(size(shape.dim_k));
-    auto* to = keys.data();
+    std::vector<Half> keys;
+    keys.reserve(size(shape.heads * count * shape.dim_k));
     for (std::int64_t head = 0; head < shape.heads; ++head) {
-        const auto* from = archive.head(layer, head).keys;
-        if (shape.type_k == kernels::RowType::f16) {
-            std::memcpy(to, from, size(count * shape.key_bytes()));
-            to += count * shape.dim_k;
-            continue;
-        }
-        for (std::int64_t i = 0; i < count; ++i, to += shape.dim_k) {
-            kernels::load_row(shape.type_k, from + i * shape.key_bytes(), shape.dim_k, row.data());
-            kernels::rotate(row.data(), shape.dim_k);
-            kernels::best().to_half(row.data(), to, shape.dim_k);
-        }
+        append_keys(archive, layer, head, 0, count, keys);
     }
     return keys;
 }
@@ -173,7 +163,17 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         observed.resize(size(ggml_nelements(node)));
         ggml_backend_tensor_get(node, observed.data(), 0, ggml_nbytes(node));
     }
-    return method_.keep_layer(layer, {.observed = observed});
+    const auto heads = shape_.heads.kv_heads, width = shape_.heads.group() * shape_.dim_k;
+    std::vector<float> products;  // [kv_heads][rows]
+    for (std::int64_t head = 0; method_.needs().clusters.size > 0 && head < heads; ++head) {
+        const auto* query =
+            static_cast<const float*>(q_->data) + ((count_ - 1) * heads + head) * width;
+        const auto values = cluster_values(method_, *state_.archive, layer, head, past_ + count_,
+                                           method_.plan().at(layer, head), {query, size(width)},
+                                           state_.clusters[size(layer * heads + head)]);
+        products.insert(products.end(), values.begin(), values.end());
+    }
+    return method_.keep_layer(layer, {.observed = observed, .cluster_products = products});
 }
 
 Result<void> Turn::attend(std::int64_t layer) {
@@ -233,6 +233,7 @@ bool recalls(const Method& method) {
         case ScoreStep::last_query:
         case ScoreStep::accumulated_attention:  // of the turn's queries
         case ScoreStep::prefix_mass:            // the same
+        case ScoreStep::key_clusters:           // by its clusters
             return true;
         default:
             return false;

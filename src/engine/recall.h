@@ -14,8 +14,8 @@
 
 namespace headkv {
 
-// Whether a method has a use for an archive: it looks at attention. Others select by position and
-// would bring back nothing.
+// Whether a method has a use for an archive: it looks at attention, or at clusters of keys. Others
+// select by position and would bring back nothing.
 bool recalls(const Method& method);
 
 // The method of a sequence bound to `tokens` tokens: same recipe, options and mean rows a head.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <cstring>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -15,6 +17,40 @@ std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 const float* floats(const ggml_tensor* tensor) { return static_cast<const float*>(tensor->data); }
 
 }  // namespace
+
+void append_keys(const SequenceCache& cache, std::int64_t layer, std::int64_t head,
+                 std::int64_t begin, std::int64_t end, std::vector<Half>& keys) {
+    const auto& shape = cache.shape();
+    const auto* from = cache.head(layer, head).keys + begin * shape.key_bytes();
+    const auto before = std::ssize(keys);
+    keys.resize(size(before + (end - begin) * shape.dim_k));
+    auto* to = keys.data() + before;
+    if (shape.type_k == kernels::RowType::f16) {
+        std::memcpy(to, from, size((end - begin) * shape.key_bytes()));
+        return;
+    }
+    std::vector<float> row(size(shape.dim_k));
+    for (auto i = begin; i < end; ++i, from += shape.key_bytes(), to += shape.dim_k) {
+        kernels::load_row(shape.type_k, from, shape.dim_k, row.data());
+        kernels::rotate(row.data(), shape.dim_k);
+        kernels::best().to_half(row.data(), to, shape.dim_k);
+    }
+}
+
+std::vector<float> cluster_values(const Method& method, const SequenceCache& archive,
+                                  std::int64_t layer, std::int64_t head, std::int64_t rows,
+                                  std::int64_t kept, std::span<const float> queries,
+                                  KeyClusters& clusters) {
+    const auto dim = archive.shape().dim_k;
+    if (rows - clusters.rows() > method.most_unclustered(kept)) {
+        std::vector<Half> keys;
+        append_keys(archive, layer, head, clusters.rows(), rows, keys);
+        clusters.add(keys, dim);
+    }
+    auto values = clusters.products(queries, dim);
+    values.resize(size(rows), std::numeric_limits<float>::infinity());
+    return values;
+}
 
 std::vector<float> attention_to_archive(const AttentionShape& shape, kernels::Rows rows,
                                         std::span<const float> queries, const float* key) {
@@ -47,6 +83,18 @@ std::vector<float> attention_to_archive(const AttentionShape& shape, kernels::Ro
     for (float& value : mean) value /= static_cast<float>(tokens);
     return mean;
 }
+
+namespace {
+
+// `keep` ends with the token's own row, which the attention stores.
+void refill(const StepSelection& selection, std::int64_t layer, std::int64_t head,
+            std::vector<std::int32_t> keep) {
+    assert(keep.back() == selection.archive->head(layer, head).count);
+    keep.pop_back();
+    selection.cache->refill(layer, head, *selection.archive, keep);
+}
+
+}  // namespace
 
 void StepRecall::drop_rows(const StepSelection& selection) {
     auto& cache = *selection.cache;
@@ -103,6 +151,15 @@ void StepRecall::select_head(const StepSelection& selection, std::int64_t layer,
     const auto& log = *selection.log;
     const auto width = shape_.heads.group() * shape_.dim_k;
     const auto held = selection.archive->head(layer, head).count;
+    const auto kept = selection.rows_of(layer, head);
+    if (selection.clusters != nullptr) {
+        auto& clusters = (*selection.clusters)[size(layer * shape_.heads.kv_heads + head)];
+        auto values = cluster_values(*selection.method, *selection.archive, layer, head, held, kept,
+                                     {queries, size(width)}, clusters);
+        values.push_back(0);  // the token's own row
+        refill(selection, layer, head, selection.method->keep_valued(values, held + 1, kept));
+        return;
+    }
     const auto before = std::min({selection.queries - 1, log.recorded(), held});
     std::vector<float> all(size((before + 1) * width));  // [tokens][group][dim_k]
     for (std::int64_t i = 0; i < before; ++i) {
@@ -111,11 +168,9 @@ void StepRecall::select_head(const StepSelection& selection, std::int64_t layer,
     }
     std::copy_n(queries, width, all.data() + before * width);
     const auto rows = selection.archive->rows(layer, head, 0, held);
-    auto keep = selection.method->keep_head(attention_to_archive(shape_, rows, all, key), held + 1,
-                                            selection.rows_of(layer, head));
-    assert(keep.back() == held);  // the token's own row, which the attention stores
-    keep.pop_back();
-    selection.cache->refill(layer, head, *selection.archive, keep);
+    refill(
+        selection, layer, head,
+        selection.method->keep_head(attention_to_archive(shape_, rows, all, key), held + 1, kept));
 }
 
 }  // namespace headkv

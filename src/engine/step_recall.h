@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/attention_ops.h"
+#include "engine/key_clusters.h"
 #include "headkv/method.h"
 
 namespace headkv {
@@ -21,7 +22,8 @@ struct StepSelection {
     const SequenceCache* archive = nullptr;  // every row before the step, in order of position
     SequenceCache* cache = nullptr;
     const QueryLog* log = nullptr;
-    std::int64_t first = 0;    // token of the step that selects and attends
+    std::vector<KeyClusters>* clusters = nullptr;  // [layers][heads] of the archive; may be null
+    std::int64_t first = 0;                        // token of the step that selects and attends
     std::int64_t queries = 1;  // that score: this token's and the last ones of the log
     // [layers][heads] rows that the head holds once that token's own is stored; 0: those it has.
     std::vector<std::int64_t> rows;
@@ -60,6 +62,18 @@ private:
     std::vector<StepSelection> selections_;
     std::vector<std::unique_ptr<Layer>> layers_;
 };
+
+// Rows [begin, end) of a head of a cache as a prefill has its keys: f16, not rotated.
+void append_keys(const SequenceCache& cache, std::int64_t layer, std::int64_t head,
+                 std::int64_t begin, std::int64_t end, std::vector<Half>& keys);
+
+// Values [rows] of the first `rows` rows of an archive's head by the clusters of their keys, for
+// queries [group][dim_k]; infinite for those that are in no cluster yet. Rows that have become too
+// many for that, where the head keeps `kept`, become clusters first.
+std::vector<float> cluster_values(const Method& method, const SequenceCache& archive,
+                                  std::int64_t layer, std::int64_t head, std::int64_t rows,
+                                  std::int64_t kept, std::span<const float> queries,
+                                  KeyClusters& clusters);
 
 // Attention of a token and of those before it over the rows of one head of the archive and the
 // token's own row, mean over the tokens: [group][rows + 1]. `queries` [tokens][group][dim_k], not

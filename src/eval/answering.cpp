@@ -122,17 +122,16 @@ struct Exchange {
     std::vector<std::vector<double>> log_probability;
 };
 
-// The sequences read `before[i]`, then the question; an empty question was read by the prefill,
-// whose logits are `logits`.
+// The sequences read `before[i]`, then the question; an empty question was read by the prefill.
 Result<Exchange> exchange(Engine& engine, const Asked& asked, std::span<const SequenceId> sequences,
                           std::span<const std::vector<Token>> before,
                           std::span<const Token> question, std::span<const Token> reference,
-                          std::span<const float> logits) {
+                          const PrefillResult& prefilled) {
     Exchange result;
     std::vector<std::vector<float>> first_logits;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
         if (question.empty()) {
-            first_logits.emplace_back(logits.begin(), logits.end());
+            first_logits.push_back(prefilled.logits_of(i));
         } else {
             std::vector<Token> tokens = before.empty() ? std::vector<Token>() : before[i];
             tokens.insert(tokens.end(), question.begin(), question.end());
@@ -218,10 +217,9 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
     }
     const Tokenizer& tokenizer = engine.model().tokenizer();
     const bool copies = asked.shared_context && !asked.turns.empty();
-    auto first = copies
-                     ? exchange_on_copies(engine, asked, sequences.ids(), question, asked.reference)
-                     : exchange(engine, asked, sequences.ids(), {}, question, asked.reference,
-                                filled->logits);
+    auto first =
+        copies ? exchange_on_copies(engine, asked, sequences.ids(), question, asked.reference)
+               : exchange(engine, asked, sequences.ids(), {}, question, asked.reference, *filled);
     if (!first) return tl::unexpected(first.error());
     for (std::size_t i = 0; i < all.size(); ++i) {
         answers[i].text = text_of(tokenizer, asked, first->answers[i]);

@@ -54,6 +54,7 @@ void add_result(const json& result, Curves& curves) {
     // The reference itself says nothing of a budget, and a file of scores nothing on another
     // machine.
     if (method.find(":heads=") != std::string::npos) return;
+    if (method.find(":share=") != std::string::npos) return;
     if (method.empty() || bits == 0 || full <= 0 || (whole && bits == 32)) return;
     const auto task = text_of(result, "task");
     auto curve = std::ranges::find_if(curves.curves, [&](const Curve& other) {

@@ -66,6 +66,9 @@ Result<void> check_options(const MethodOptions& options) {
             "of them",
             options.chunk);
     }
+    if (options.cluster_size < 1) {
+        return bad_input("cluster size is {}: it must be at least 1 row", options.cluster_size);
+    }
     if (options.sinks < 0) return bad_input("sinks is {}: it must be 0 or more", options.sinks);
     for (const auto& [name, share] :
          {std::pair{"frequent", options.frequent}, std::pair{"local", options.local}}) {
@@ -153,7 +156,7 @@ Result<void> check_together(const Recipe& recipe, const MethodConfig& config) {
             "leave merge out, or give another allocate",
             recipe.name);
     }
-    if (config.recall) {
+    if (recall_of(config, recipe)) {
         return bad_input(
             "{} cannot merge rows that recall brings back as they were: leave out merge, or recall",
             recipe.name);
@@ -225,11 +228,26 @@ Result<std::vector<std::int32_t>> marked_positions(const MethodConfig& config, c
     return positions;
 }
 
-// Mean rows a head of a budget in any unit, checked against what the recipe must keep.
-Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodOptions& options,
-                       std::size_t marked, const HeadShape& shape, std::int64_t prompt,
-                       std::int64_t row_bytes) {
+// What allocators see: the layers that own rows.
+HeadShape owned_shape(const MethodConfig& config, const HeadShape& shape) {
+    HeadShape owned = shape;
+    if (config.share) owned.layers = config.share->owners();
+    return owned;
+}
+
+// Mean rows a head, over all layers, of a budget in any unit, checked against what the recipe must
+// keep in those that own some; `marked`: rows of every head besides those that it always keeps.
+Result<double> rows_of(const MethodConfig& config, const Recipe& recipe, std::size_t marked,
+                       const HeadShape& shape, std::int64_t prompt, std::int64_t row_bytes) {
+    const Budget& budget = config.budget;
+    const MethodOptions& options = config.options;
     const auto heads = static_cast<double>(shape.layers * shape.kv_heads);
+    const std::int64_t owners = owned_shape(config, shape).layers * shape.kv_heads;
+    // Of as many rows in the heads that own some.
+    const auto mean_of = [&](std::int64_t rows) {
+        return (rows * owners + shape.layers * shape.kv_heads - 1) /
+               (shape.layers * shape.kv_heads);
+    };
     const auto tokens = static_cast<double>(prompt);
     const auto fewest = fewest_rows(recipe, options) + static_cast<std::int64_t>(marked);
     const auto minimum = minimum_is(recipe, options, marked);
@@ -239,21 +257,21 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     switch (budget.unit) {
         case Budget::Unit::rows: {
             // Whole rows in total, so compare those: 15.9999 rows of 16 may round to enough.
-            if (total_rows(budget.value, shape) < fewest * shape.layers * shape.kv_heads) {
+            if (total_rows(budget.value, shape) < fewest * owners) {
                 return bad_input("a budget of {} rows is below {} of {}: give at least {} rows",
-                                 budget.value, minimum, recipe.name, fewest);
+                                 budget.value, minimum, recipe.name, mean_of(fewest));
             }
             return budget.value;
         }
         case Budget::Unit::bytes: {
             const double total = std::floor(budget.value / static_cast<double>(row_bytes));
             const std::int64_t needed = std::min(fewest, prompt);
-            if (total < static_cast<double>(needed) * heads) {
+            if (total < static_cast<double>(needed * owners)) {
                 return bad_input(
                     "a budget of {} bytes is below {} of {}: give at least {} bytes ({} rows in "
                     "each of {} heads)",
-                    budget.value, minimum, recipe.name,
-                    needed * shape.layers * shape.kv_heads * row_bytes, needed, heads);
+                    budget.value, minimum, recipe.name, needed * owners * row_bytes, needed,
+                    owners);
             }
             return total / heads;
         }
@@ -264,12 +282,13 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
             }
             const double total = std::round(budget.value * tokens * heads);
             const std::int64_t needed = std::min(fewest, prompt);
-            if (total < static_cast<double>(needed) * heads) {
+            if (total < static_cast<double>(needed * owners)) {
                 return bad_input(
                     "{}% of a prompt of {} tokens is below {} of {}: give at least {:.3g}% ({} "
                     "rows)",
                     budget.value * 100, prompt, minimum, recipe.name,
-                    std::ceil(1e5 * static_cast<double>(needed) / tokens) / 1e3, needed);
+                    std::ceil(1e5 * static_cast<double>(needed * owners) / heads / tokens) / 1e3,
+                    mean_of(needed));
             }
             return total / heads;
         }
@@ -277,15 +296,38 @@ Result<double> rows_of(const Budget& budget, const Recipe& recipe, const MethodO
     return bad_input("unknown unit of the budget");
 }
 
+// Importance of the heads that own rows: theirs, and that of all who read them. `rows`: the mean of
+// those heads.
 std::vector<double> shares_of(const MethodConfig& config, const HeadShape& shape, double rows) {
-    return reshaped_shares(kv_head_shares(*config.scores, shape), config.options.temperature,
+    auto shares = kv_head_shares(*config.scores, shape);
+    if (config.share) {
+        const auto heads = static_cast<std::size_t>(shape.kv_heads);
+        std::vector<double> owned;
+        for (std::int64_t layer = shape.layers - 1; layer >= 0; --layer) {
+            const auto own = static_cast<std::size_t>(layer) * heads;
+            const auto to = static_cast<std::size_t>(config.share->owner_of(layer)) * heads;
+            for (std::size_t head = 0; own != to && head < heads; ++head) {
+                shares[to + head] += shares[own + head];
+            }
+        }
+        for (std::size_t i = 0; i < shares.size(); ++i) {
+            if (config.share->owns(static_cast<std::int64_t>(i / heads))) {
+                owned.push_back(shares[i]);
+            }
+        }
+        shares = std::move(owned);
+    }
+    return reshaped_shares(std::move(shares), config.options.temperature,
                            importance_shrink(config.options, rows));
 }
 
-// `marked`: rows of every head besides those that the recipe always keeps.
+// `marked`: rows of every head besides those that the recipe always keeps. `mean`: rows a head over
+// all layers. The plan is of the layers that own rows, see spread().
 Plan allocate(const Recipe& recipe, const MethodConfig& config, std::size_t marked,
-              const HeadShape& shape, double rows, std::int64_t limit) {
+              const HeadShape& all, double mean, std::int64_t limit) {
     const MethodOptions& options = config.options;
+    const HeadShape shape = owned_shape(config, all);
+    const double rows = mean * static_cast<double>(all.layers) / static_cast<double>(shape.layers);
     const auto more = static_cast<std::int64_t>(marked);
     const auto fewest = fewest_rows(recipe, options) + more;
     switch (recipe.allocate) {
@@ -298,15 +340,74 @@ Plan allocate(const Recipe& recipe, const MethodConfig& config, std::size_t mark
         case AllocateStep::pyramid:
             return allocate_pyramid(shape, rows, fewest, options.pyramid_beta, limit);
         case AllocateStep::head_importance:
-            return allocate_head_importance(shape, shares_of(config, shape, rows), rows, fewest,
+            return allocate_head_importance(shape, shares_of(config, all, rows), rows, fewest,
                                             importance_beta(options, rows, config.scores.get()),
                                             limit);
         case AllocateStep::binary_heads:
-            return allocate_binary_heads(shape, shares_of(config, shape, rows), rows,
+            return allocate_binary_heads(shape, shares_of(config, all, rows), rows,
                                          options.sinks + options.window + more, limit);
     }
     const auto heads = static_cast<std::size_t>(shape.layers * shape.kv_heads);
     return {shape.layers, shape.kv_heads, std::vector<std::int64_t>(heads, limit)};
+}
+
+// The plan of the layers that own rows as one of all layers.
+Plan spread(Plan plan, const MethodConfig& config, const HeadShape& shape) {
+    if (!config.share) return plan;
+    Plan all{shape.layers, shape.kv_heads, {}};
+    auto next = plan.rows.begin();
+    for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+        const bool owns = config.share->owns(layer);
+        for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+            all.rows.push_back(owns ? *next++ : 0);
+        }
+    }
+    return all;
+}
+
+// Whether the recipe can select rows that several layers read.
+Result<void> check_share(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape) {
+    if (!config.share) {
+        if (!recipe.shares) return {};
+        return bad_input(
+            "{} needs a map of shared layers: name a file with --share, or make one with 'headkv "
+            "calibrate --kind share'",
+            recipe.name);
+    }
+    if (auto fits = check_layer_map(*config.share, shape, "", true); !fits) return fits;
+    if (recall_of(config, recipe)) {
+        return bad_input(
+            "{} with --recall cannot share rows between layers: leave --share or --recall out",
+            recipe.name);
+    }
+    const bool selects = recipe.select != SelectStep::all;
+    const bool by_position = recipe.select == SelectStep::sinks_recent;
+    if (selects && merge_of(recipe, config.options).amount > 0) {
+        return bad_input(
+            "{} cannot merge rows that several layers read: leave --share out, or say --merge 0",
+            recipe.name);
+    }
+    if (by_position && config.options.in_cache_positions) {
+        return bad_input(
+            "{} cannot turn keys that several layers read to places in the cache: leave --share "
+            "out, or say --positions text",
+            recipe.name);
+    }
+    if (selects && !config.keep.empty()) {
+        return bad_input(
+            "{} cannot keep marked parts of a prompt whose rows several layers read: leave --share "
+            "or the marks out",
+            recipe.name);
+    }
+    if (recipe.score == ScoreStep::output_attention ||
+        recipe.score == ScoreStep::expected_attention ||
+        recipe.score == ScoreStep::reconstruction) {
+        return bad_input(
+            "{} looks at more of a layer than attention and keys, which it cannot for several "
+            "layers at once: leave --share out",
+            recipe.name);
+    }
+    return {};
 }
 
 // What decoding may fill when the whole prompt (`plan`) is below the budget: heads that an
@@ -387,6 +488,7 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
         return tl::unexpected(ok.error());
     }
 
+    if (auto ok = check_share(recipe, config, shape); !ok) return tl::unexpected(ok.error());
     if (recipe.allocate == AllocateStep::global && config.layout != RowLayout()) {
         return bad_input(
             "{} lets the rows of all layers compete, which no layout in blocks can follow: use "
@@ -404,8 +506,10 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
     if (recipe.allocate == AllocateStep::all) {
         method.rows_ = static_cast<double>(prompt_tokens);
         method.full_ = true;
-        method.plan_ = allocate(recipe, config, 0, shape, method.rows_, prompt_tokens);
-        method.bound_ = allocate(recipe, config, 0, shape, method.rows_, kUnbounded);
+        method.plan_ =
+            spread(allocate(recipe, config, 0, shape, method.rows_, prompt_tokens), config, shape);
+        method.bound_ =
+            spread(allocate(recipe, config, 0, shape, method.rows_, kUnbounded), config, shape);
         return method;
     }
     auto marked = marked_positions(config, recipe, prompt_tokens);
@@ -417,17 +521,19 @@ Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape
         std::set_difference(all.begin(), all.end(), method.marked_.begin(), method.marked_.end(),
                             std::back_inserter(method.unmarked_));
     }
-    const auto rows =
-        rows_of(config.budget, recipe, config.options, always, shape, prompt_tokens, row_bytes);
+    const auto rows = rows_of(config, recipe, always, shape, prompt_tokens, row_bytes);
     if (!rows) return tl::unexpected(rows.error());
     method.rows_ = *rows;
-    method.full_ = total_rows(*rows, shape) >= prompt_tokens * shape.layers * shape.kv_heads;
+    method.full_ = total_rows(*rows, shape) >=
+                   prompt_tokens * owned_shape(config, shape).layers * shape.kv_heads;
     method.plan_ = allocate(recipe, config, always, shape, *rows, prompt_tokens);
     if (!method.full_) method.plan_ = fit_to_layout(method.plan_, config.layout, prompt_tokens);
     method.bound_ =
         method.full_ ? extend_to_budget(method.plan_,
                                         allocate(recipe, config, always, shape, *rows, kUnbounded))
                      : method.plan_;
+    method.plan_ = spread(std::move(method.plan_), config, shape);
+    method.bound_ = spread(std::move(method.bound_), config, shape);
     return method;
 }
 
@@ -477,6 +583,9 @@ LayerNeeds Method::needs() const {
         case ScoreStep::reconstruction:
             needs.reconstruction = true;
             break;
+        case ScoreStep::key_clusters:
+            needs.clusters = clusters();
+            break;
         default:
             break;
     }
@@ -493,8 +602,21 @@ bool Method::marked(std::int64_t position) const {
 
 std::int64_t Method::observe_answer() const {
     if (recipe_.select == SelectStep::all || recipe_.select == SelectStep::sinks_recent) return 0;
-    if (recipe_.score == ScoreStep::last_query) return 1;
+    if (recipe_.score == ScoreStep::last_query || recipe_.score == ScoreStep::key_clusters) {
+        return 1;
+    }
     return config_.options.observe > 0 ? config_.options.observe : config_.options.window;
+}
+
+ClusterNeeds Method::clusters() const {
+    if (recipe_.score != ScoreStep::key_clusters) return {};
+    return {config_.options.cluster_size, protected_rows()};
+}
+
+std::int64_t Method::most_unclustered(std::int64_t rows) const {
+    constexpr std::int64_t kMost = 320;  // as the paper's code; fewer where the budget is small
+    const auto free = rows - protected_rows() - std::ssize(marked_);
+    return std::clamp<std::int64_t>(free / 4, 1, kMost);
 }
 
 bool Method::rows_follow_prompt() const {
@@ -556,6 +678,9 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
             values = score_window(align_attention(view, shape_, prompt_, without), shape_, prompt_,
                                   without, options.kernel, options.pool, options.group_reduce);
             break;
+        case ScoreStep::key_clusters:
+            values.assign(view.cluster_products.begin(), view.cluster_products.end());
+            break;
         case ScoreStep::random:
             values = score_random(options.seed, layer, shape_.kv_heads, prompt_);
             break;
@@ -573,6 +698,7 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
         recipe_.score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
+    if (recipe_.score == ScoreStep::key_clusters) return values;  // stay together as they are
     if (options.sentences && !view.sentences.empty()) {
         join_sentences(values, shape_.kv_heads, view.sentences);
     } else {
@@ -628,6 +754,7 @@ std::vector<std::vector<std::int32_t>> Method::keep_layer(std::int64_t layer,
 // together: with fewer rows for the others, nothing else differs.
 LayerChoice Method::choose_layer(std::int64_t layer, const LayerView& view) const {
     const auto heads = static_cast<std::size_t>(shape_.kv_heads);
+    if (!owns(layer)) return {std::vector<std::vector<std::int32_t>>(heads), {}};
     if (full_) return {{heads, all_positions(prompt_)}, {}};
 
     const MethodOptions& options = config_.options;
@@ -744,6 +871,23 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
         select_top_k_window(values, all, std::max(window, recent_rows(competing_rows)),
                             competing_rows, protected_rows());
     return with_marked(kept, others, always);
+}
+
+std::vector<std::int32_t> Method::keep_valued(std::span<const float> values, std::int64_t n,
+                                              std::int64_t rows) const {
+    if (rows >= n) return all_positions(n);
+    if (marked_.empty()) {
+        return select_top_k_window(values, n, recent_rows(rows), rows, protected_rows());
+    }
+    const auto all = all_positions(n);
+    std::vector<std::int32_t> others;
+    std::set_difference(all.begin(), all.end(), marked_.begin(), marked_.end(),
+                        std::back_inserter(others));
+    const auto competing_rows = rows - std::ssize(marked_);
+    const auto kept =
+        select_top_k_window(columns_of(values, n, others), std::ssize(others),
+                            recent_rows(competing_rows), competing_rows, protected_rows());
+    return with_marked(kept, others, marked_);
 }
 
 }  // namespace headkv

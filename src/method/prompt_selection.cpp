@@ -13,10 +13,11 @@ PromptSelection::PromptSelection(Method method)
       recent_(std::min(method_.prompt_, method_.recent_rows(0))),
       protect_(std::min(method_.prompt_ - recent_, method_.protected_rows())) {}
 
-std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& view) {
+std::vector<std::vector<std::int32_t>> PromptSelection::next(std::int64_t layer,
+                                                             const LayerView& view) {
     cuts_.clear();
-    const std::int64_t layer = layer_++;
-    if (method_.full_ || method_.recipe_.allocate != AllocateStep::global) {
+    merged_.clear();
+    if (method_.full_ || method_.recipe_.allocate != AllocateStep::global || !method_.owns(layer)) {
         auto choice = method_.choose_layer(layer, view);
         merged_ = std::move(choice.merged);
         return std::move(choice.kept);
@@ -28,9 +29,11 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& vi
     const std::size_t positions = values.size() / heads;
     const double recovery = method_.config_.options.recovery;
     const bool enough = method_.recipe_.score == ScoreStep::token_classes && recovery < 1;
-    layers_.emplace_back(heads);
+    const auto newest = static_cast<std::size_t>(layer);
+    layers_.resize(static_cast<std::size_t>(method_.shape_.layers));
+    layers_[newest].resize(heads);
     for (std::size_t head = 0; head < heads; ++head) {
-        auto& rivals = layers_.back()[head];
+        auto& rivals = layers_[newest][head];
         rivals.reserve(static_cast<std::size_t>(n - recent_ - protect_));
         for (std::int64_t position = protect_; position < n - recent_; ++position) {
             const auto at = head * positions + static_cast<std::size_t>(position);
@@ -45,14 +48,16 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& vi
         }
     }
     const Plan& plan = method_.plan_;
-    keep_best(plan.total() - plan.layers * plan.heads * (recent_ + protect_));
+    const std::int64_t owners =
+        method_.config_.share ? method_.config_.share->owners() : plan.layers;
+    keep_best(plan.total() - owners * plan.heads * (recent_ + protect_), newest);
 
     std::vector<std::vector<std::int32_t>> kept(heads);
     for (std::size_t head = 0; head < heads; ++head) {
         for (std::int64_t i = 0; i < protect_; ++i) {
             kept[head].push_back(static_cast<std::int32_t>(i));
         }
-        for (const Rival& rival : layers_.back()[head]) kept[head].push_back(rival.position);
+        for (const Rival& rival : layers_[newest][head]) kept[head].push_back(rival.position);
         for (std::int64_t i = n - recent_; i < n; ++i) {
             kept[head].push_back(static_cast<std::int32_t>(i));
         }
@@ -60,10 +65,10 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(const LayerView& vi
     return kept;
 }
 
-// Drops all rivals but the `count` best, and says in cuts_ which of the earlier layers lost some.
+// Drops all rivals but the `count` best, and says in cuts_ which layers but `newest` lost some.
 // Ties: higher second value, lower position, then lower layer and head. That is one order of all
 // rows, so a row that was dropped would never have come back.
-void PromptSelection::keep_best(std::int64_t count) {
+void PromptSelection::keep_best(std::int64_t count, std::size_t newest) {
     std::vector<float> all, scratch;
     for (const auto& layer : layers_) {
         for (const auto& head : layer) {
@@ -95,7 +100,7 @@ void PromptSelection::keep_best(std::int64_t count) {
     };
 
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-        const bool earlier = layer + 1 < layers_.size();
+        const bool earlier = layer != newest;
         bool lost = false;
         Cut cut{static_cast<std::int64_t>(layer), {}};
         for (std::size_t head = 0; head < layers_[layer].size(); ++head) {

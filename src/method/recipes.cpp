@@ -8,6 +8,7 @@
 
 #include "headkv/method.h"
 #include "method/edit_distance.h"
+#include "method/missing_methods.h"
 
 namespace headkv {
 namespace {
@@ -84,8 +85,35 @@ constexpr std::array kRecipes = {
            "Keeps the keys that point away from the mean of all keys; looks at no attention."},
     Recipe{"knorm", ScoreStep::key_norm, A::uniform, S::top_k, kF16, "", "2406.11430",
            "Keeps the shortest keys; looks at no attention."},
+    Recipe{
+        "clusterkv", ScoreStep::key_clusters, A::uniform, S::top_k, kF16, "", "2412.03213",
+        "Brings back the clusters of keys that the newest query points to, for every token anew; "
+        "all rows stay in host memory.",
+        1, 16, 0, kF16},
+    Recipe{"kvsharer",
+           kWindow,
+           A::uniform,
+           S::top_k_window,
+           kF16,
+           "",
+           "2410.18517",
+           "As snapkv, with layers that own no rows: they read those of an earlier layer, and the "
+           "others keep more.",
+           1,
+           0,
+           0,
+           {},
+           true},
     Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
            "Keeps rows drawn by lot: what a method must beat."},
+};
+
+constexpr std::array kMissing = {
+    MissingMethod{
+        "clla", "2410.15252",
+        "it needs a model that was trained with it (latent rows that layers share), and no "
+        "weights are public; of its parts there are shared layers (--share) and 4-bit rows "
+        "(--kv-type q4_0), together as full:share=FILE:kv-type=q4_0"},
 };
 
 std::string all_names() {
@@ -101,9 +129,14 @@ std::string all_names() {
 
 std::span<const Recipe> recipes() { return kRecipes; }
 
+std::span<const MissingMethod> missing_methods() { return kMissing; }
+
 Result<const Recipe*> find_recipe(std::string_view name) {
     for (const Recipe& recipe : kRecipes) {
         if (recipe.name == name) return &recipe;
+    }
+    for (const MissingMethod& method : kMissing) {
+        if (method.name == name) return bad_input("{} cannot run: {}", name, method.missing);
     }
     // A name of any length may come in; comparing its start is enough for a suggestion.
     const std::string_view start = name.substr(0, 64);
@@ -134,6 +167,7 @@ std::string_view obstacle(const Recipe& recipe, AllocateStep allocate) {
             break;
         case ScoreStep::key_norm:
         case ScoreStep::key_difference:
+        case ScoreStep::key_clusters:
             if (competes) return "its scores compare keys of one head only";
             break;
         case ScoreStep::token_classes:
@@ -214,6 +248,7 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     };
     const bool windowed = recipe.select == SelectStep::top_k_window;
     const bool ranked = recipe.select != SelectStep::sinks_recent;
+    const bool clusters = recipe.score == ScoreStep::key_clusters;  // no attention decides
     add(true, {"allocate"});
     add(!ranked, {"sinks", "positions"});
     add(ranked, {"protect"});
@@ -221,8 +256,10 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     add(looks_from_the_end(recipe.score), {"skip-tail"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.
-    add(!windowed && (ranked || recipe.allocate == AllocateStep::binary_heads), {"window"});
-    add(ranked, {"group-reduce", "chunk-size", "unit"});
+    add(!windowed && !clusters && (ranked || recipe.allocate == AllocateStep::binary_heads),
+        {"window"});
+    add(ranked && !clusters, {"group-reduce", "chunk-size", "unit"});
+    add(clusters, {"cluster-size"});
     add(recipe.allocate == AllocateStep::head_importance, {"beta"});
     add(recipe.allocate == AllocateStep::head_importance && ranked, {"mix"});
     add(!recipe.score_kind.empty(), {"temperature", "shrink"});
@@ -232,7 +269,8 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
         {"floor", "normalize"});
     add(recipe.score == ScoreStep::random, {"choice"});
     add(recipe.score == ScoreStep::token_classes, {"frequent", "local", "class-rows", "recovery"});
-    add(ranked && recipe.allocate != AllocateStep::global, {"merge", "similarity"});
+    add(ranked && !recipe.recall && !recipe.shares && recipe.allocate != AllocateStep::global,
+        {"merge", "similarity"});
     add(true, {"reserve"});
     return names;
 }
@@ -247,6 +285,10 @@ double importance_concentration(const HeadScores& scores) {
     return std::accumulate(falling.begin(), falling.begin() + tenth, 0.0) / sum;
 }
 
+std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe) {
+    return config.recall ? config.recall : recipe.recall;
+}
+
 double importance_beta(const MethodOptions& options, double rows, const HeadScores* /*scores*/) {
     return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
 }
@@ -258,6 +300,7 @@ double importance_shrink(const MethodOptions& options, double rows) {
 
 MethodOptions default_options(const Recipe& recipe) {
     MethodOptions options;
+    if (recipe.score == ScoreStep::key_clusters) options.reserve = 1;
     if (recipe.allocate != A::head_importance) return options;
     if (recipe.score_kind == "baklava") {
         options.beta = 1;  // its scores differ little from head to head: all rows follow them
@@ -313,6 +356,8 @@ std::string_view name_of(ScoreStep step) {
             return "key-norm";
         case ScoreStep::key_difference:
             return "key-difference";
+        case ScoreStep::key_clusters:
+            return "key-clusters";
         case ScoreStep::random:
             return "random";
     }

@@ -334,6 +334,36 @@ TEST(StoredRows, StandForTheirValues) {
     }
 }
 
+// Layers 1 and 2 read the rows of layer 0; only those of 0 and 3 are stored.
+TEST(SequenceCache, LayersReadTheRowsOfTheirOwner) {
+    Random random(5);
+    const CacheShape shape{4, 2, 8, 8};
+    SequenceCache cache(shape, {0, 0, 0, 3});
+    const auto keys = halves(random_values(2 * 10 * 8, random));
+    const auto values = halves(random_values(2 * 10 * 8, random));
+    const LayerRows rows{keys, values, 10};
+    ASSERT_TRUE(cache.fill(0, rows, {{0, 3, 9}, {1, 2}}, 2));
+    ASSERT_TRUE(cache.fill(3, rows, {{5}, {6}}, 2));
+    EXPECT_TRUE(cache.owns(0));
+    EXPECT_FALSE(cache.owns(2));
+    EXPECT_EQ(cache.held_bytes(), 7 * shape.row_bytes());
+    EXPECT_EQ(cache.allocated_bytes(), (7 + 4 * 2) * shape.row_bytes());
+    EXPECT_EQ(cache.room(), 2);
+    EXPECT_EQ(cache.head(2, 1).keys, cache.head(0, 1).keys);
+    EXPECT_EQ(cache.positions(1, 0).size(), 3U);
+    cache.append(10, 1);
+    EXPECT_EQ(cache.room(), 1);
+    EXPECT_EQ(cache.positions(2, 1).back(), 10);
+    EXPECT_EQ(cache.held_bytes(), (7 + 4) * shape.row_bytes());
+    ASSERT_TRUE(cache.grow(5));
+    EXPECT_EQ(cache.room(), 5);
+    const auto twin = cache.copy();
+    EXPECT_FALSE(twin.owns(1));
+    EXPECT_EQ(twin.held_bytes(), cache.held_bytes());
+    EXPECT_EQ(twin.head(1, 0).keys, twin.head(0, 0).keys);
+    EXPECT_NE(twin.head(1, 0).keys, cache.head(0, 0).keys);
+}
+
 TEST(SequenceCache, RowsComeBackOfAnotherCacheWithinTheErrorOfItsType) {
     Random random(41);
     const std::int64_t dim = 64, tokens = 37;

@@ -23,7 +23,7 @@ TEST_F(Calibrate, AModelThatAnswersNothingLeavesNoFile) {
 }
 
 TEST_F(Calibrate, BadInputIsOneLine) {
-    expect_refused(calibrate({"--kind", "r3"}), "r, r2, causal, task, icl and baklava");
+    expect_refused(calibrate({"--kind", "r3"}), "r, r2, causal, task, icl, baklava and share");
     expect_refused(calibrate({"--lengths", "-5"}), "--lengths");
     expect_refused(calibrate({"--depths", "101"}), "--depths");
     expect_refused(calibrate({"--families", "riddle"}), "two_hop");
@@ -35,6 +35,38 @@ TEST_F(Calibrate, BadInputIsOneLine) {
     expect_refused(calibrate({"--needles", path("n.jsonl")}), "line 2");
     expect_refused(calibrate({"--haystack", path("none")}), "haystack");
     EXPECT_FALSE(written());
+}
+
+TEST_F(Calibrate, LayersThatShareRowsAndARunWithThem) {
+    const Ran ran = calibrate(
+        {"--kind", "share", "--share-layers", "1", "--share-cosine", "-0.99", "--json", "-"});
+    expect_done(ran);
+    const auto json = nlohmann::json::parse(ran.out);
+    EXPECT_EQ(json["kind"], "share");
+    ASSERT_EQ(json["owner"].size(), 3U);
+    const auto file = nlohmann::json::parse(read_file(path("s.json")));
+    EXPECT_EQ(file["format"], "headkv-share/1");
+    EXPECT_EQ(file["owner"], json["owner"]);
+    std::string text;
+    for (int i = 0; i < 60; ++i) text += "Line " + std::to_string(i) + " says nothing.\n";
+    write_file(folder / "long.txt", text);
+    const auto bytes = [&](const std::string& method, Arguments more) {
+        Arguments all = {"-f", path("long.txt"), "-n", "4", "--method", method, "--json", "-"};
+        all.insert(all.end(), more.begin(), more.end());
+        const Ran answered = run(all);
+        expect_done(answered);
+        return nlohmann::json::parse(answered.out)["kv"];
+    };
+    EXPECT_EQ(bytes("kvsharer:share=" + path("s.json"), {"--rows", "30"})["bytes"],
+              3 * 2 * 30 * (16 + 16) * 2);
+    const auto full = bytes("full", {"--share", path("s.json")});
+    EXPECT_EQ(full["bytes"].get<double>() * 3, full["bytes_full"].get<double>() * 2);
+    expect_refused(run({"-p", "hello", "--method", "kvsharer"}), "calibrate --kind share");
+    expect_refused(run({"-p", "hello", "--method", "kvzip", "--share", path("s.json")}),
+                   "leave --share out");
+    expect_refused(run({"-p", "hello", "--share", path("doc.txt")}), "not JSON");
+    expect_refused(calibrate({"--kind", "share", "--share-layers", "3"}), "cannot share");
+    expect_refused(calibrate({"--kind", "share", "--share-cosine", "0.999999"}), "--share-cosine");
 }
 
 TEST_F(Calibrate, ATaskOfOnesOwn) {

@@ -87,8 +87,16 @@ inline MethodConfig method_config(const std::string& name, double rows, const He
     config.method = name;
     config.budget = {.unit = Budget::Unit::rows, .value = rows};
     const auto recipe = find_recipe(name);  // some tests want an unknown one
+    if (recipe) config.options.reserve = default_options(**recipe).reserve;
     const std::string kind(recipe ? (*recipe)->score_kind : "");
     if (!kind.empty()) config.scores = uneven_scores(shape, kind);
+    if (recipe && (*recipe)->shares) {  // the last layer reads the first one's rows
+        LayerMap map;
+        map.shape = shape;
+        for (std::int64_t layer = 0; layer < shape.layers; ++layer) map.owner.push_back(layer);
+        map.owner.back() = 0;
+        config.share = std::make_shared<const LayerMap>(std::move(map));
+    }
     return config;
 }
 

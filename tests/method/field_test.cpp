@@ -49,6 +49,78 @@ TEST(FieldMethods, H2oKeepsTheHeaviestAndAsManyRecentRows) {
     EXPECT_EQ(kept[1], (Positions{1, 4, 7, 8, 9}));
 }
 
+// The first rows and the newest stay; the others come cluster by cluster, and the last cluster that
+// comes is cut behind its lowest positions.
+TEST(FieldMethods, ClusterkvTakesClustersInOrderAndCutsTheLast) {
+    constexpr std::int64_t kLong = 30;
+    MethodConfig config;
+    config.method = "clusterkv";
+    config.budget.value = 22;  // 16, 5 that are chosen, and the last
+    const auto method = Method::create(config, {1, 1, 1}, kLong, 1).value();
+    EXPECT_EQ(method.needs().clusters, (ClusterNeeds{80, 16}));
+    std::vector<float> products(kLong, 100);  // of rows in no cluster: of no account
+    for (std::size_t i = 16; i < kLong; ++i) products[i] = std::vector<float>{-1, 3, 2}[i % 3];
+    // Three: 16, 19, 22, 25, 28. Then two: 17, 20, 23, 26. Then -1.
+    const auto kept = [&](double rows) {
+        config.budget.value = rows;
+        auto all = Method::create(config, {1, 1, 1}, kLong, 1)
+                       .value()
+                       .keep_layer(0, {.cluster_products = products})[0];
+        EXPECT_EQ(all, method.keep_valued(products, kLong, static_cast<std::int64_t>(rows)));
+        return Positions(all.begin() + 16, all.end());
+    };
+    EXPECT_EQ(kept(20), (Positions{16, 19, 22, 29}));
+    EXPECT_EQ(kept(22), (Positions{16, 19, 22, 25, 28, 29}));
+    EXPECT_EQ(kept(24), (Positions{16, 17, 19, 20, 22, 25, 28, 29}));
+    // Newest rows outside of clusters: a quarter of what is not the first 16, at most 320.
+    EXPECT_EQ(method.most_unclustered(17), 1);
+    EXPECT_EQ(method.most_unclustered(128), 28);
+    EXPECT_EQ(method.most_unclustered(5000), 320);
+}
+
+// Three layers of one head, ten tokens, four rows a head on average: twelve in all, six for each of
+// the two layers that own rows.
+TEST(FieldMethods, KvsharerGivesTheRowsOfSharedLayersToTheOthers) {
+    MethodConfig config;
+    config.method = "kvsharer";
+    config.budget.value = 4;
+    config.options.window = 2;
+    config.options.kernel = 1;
+    LayerMap map;
+    map.shape = {3, 1, 1};
+    map.owner = {0, 1, 0};
+    config.share = std::make_shared<const LayerMap>(map);
+    const auto method = Method::create(config, {3, 1, 1}, kTokens, 1).value();
+    EXPECT_EQ(method.plan().rows, (std::vector<std::int64_t>{6, 6, 0}));
+    const std::vector<float> observed(kObserved.begin(), kObserved.begin() + kTokens);
+    EXPECT_EQ(method.keep_layer(0, {.observed = observed})[0], (Positions{0, 3, 4, 7, 8, 9}));
+    EXPECT_TRUE(method.keep_layer(2, {.observed = observed})[0].empty());
+    EXPECT_EQ(method.bound(2, 0, 0), 0);
+    // Ten rows in each owner: the whole prompt, two thirds of a full cache.
+    config.budget.value = 6.7;
+    const auto whole = Method::create(config, {3, 1, 1}, kTokens, 1).value();
+    EXPECT_TRUE(whole.runs_as_full());
+    EXPECT_EQ(whole.plan().rows, (std::vector<std::int64_t>{10, 10, 0}));
+    // Two of three layers must hold the window of two rows: one and a third on average.
+    config.budget.value = 1;
+    EXPECT_FALSE(Method::create(config, {3, 1, 1}, kTokens, 1));
+    config.budget.value = 1.4;
+    EXPECT_TRUE(Method::create(config, {3, 1, 1}, kTokens, 1));
+    // With head importance an owner has that of its readers, too.
+    config.method = "headkv-r2";
+    config.options.beta = 1;
+    config.options.window = 1;
+    config.budget.value = 2;
+    auto scores = std::make_shared<HeadScores>();
+    scores->shape = {3, 1, 1};
+    scores->kind = "r2";
+    scores->mean = {1, 1, 2};
+    config.scores = scores;
+    // Six rows, one each for the window, four by 3 to 1.
+    EXPECT_EQ(Method::create(config, {3, 1, 1}, kTokens, 1).value().plan().rows,
+              (std::vector<std::int64_t>{4, 2, 0}));
+}
+
 TEST(FieldMethods, H2oLooksAtAllQueriesTovaAtTheLast) {
     const auto observe = [](const char* name) {
         MethodConfig config;
@@ -79,8 +151,10 @@ std::vector<Positions> keep_layers(const std::string& method, double rows, const
     const auto tokens = static_cast<std::int64_t>(observed[0].size()) / shape.query_heads;
     PromptSelection selection(Method::create(config, shape, tokens, 1).value());
     std::vector<Positions> kept;
-    for (const auto& layer : observed) {
-        for (auto& head : selection.next({.observed = layer})) kept.push_back(std::move(head));
+    for (std::size_t i = 0; i < observed.size(); ++i) {
+        for (auto& head : selection.next(static_cast<std::int64_t>(i), {.observed = observed[i]})) {
+            kept.push_back(std::move(head));
+        }
         naive::apply(selection.cuts(), shape.kv_heads, kept);
     }
     return kept;
@@ -182,8 +256,9 @@ TEST(FieldMethods, FastGenKeepsTheCheapestClassThatHoldsEnough) {
         config.options.recovery = recovery;
         PromptSelection selection(Method::create(config, {2, 1, 1}, 12, 1).value());
         std::vector<Positions> kept;
+        std::int64_t index = 0;
         for (const auto& layer : observed) {
-            for (auto& head : selection.next({.observed = layer, .kinds = kinds})) {
+            for (auto& head : selection.next(index++, {.observed = layer, .kinds = kinds})) {
                 kept.push_back(std::move(head));
             }
             naive::apply(selection.cuts(), 1, kept);
@@ -302,8 +377,9 @@ TEST(FieldMethods, KvzipLetsAllLayersCompeteForWhatRebuildsThePrompt) {
                                                   {0, 0, 0, 0, 7, 4, 6, 0, 9}};
     PromptSelection selection(Method::create(config, {2, 1, 1}, 9, 1).value());
     std::vector<Positions> kept;
-    for (const auto& layer : seen) {
-        for (auto& head : selection.next({.reconstruction = layer})) kept.push_back(head);
+    for (std::int64_t layer = 0; layer < 2; ++layer) {
+        const LayerView view{.reconstruction = seen[static_cast<std::size_t>(layer)]};
+        for (auto& head : selection.next(layer, view)) kept.push_back(head);
         naive::apply(selection.cuts(), 1, kept);
     }
     // Fourteen rows: five always stay in each head, the four best of eight are 7 6 5 4.

@@ -55,14 +55,15 @@ struct SomeLayer {
                             : i % 97 == 1 ? TokenKind::special
                                           : TokenKind::text);
         }
+        fill(needs.clusters.size > 0, cluster_products, shape.kv_heads * n);
     }
     LayerView view() const {
-        return {observed,     keys,           values, query_mean, query_covariance,
-                output_norms, reconstruction, recent, kinds};
+        return {observed,       keys,   values, query_mean, query_covariance, output_norms,
+                reconstruction, recent, kinds,  {},         cluster_products};
     }
 
     std::vector<float> observed, keys, values, query_mean, query_covariance, output_norms,
-        reconstruction, recent;
+        reconstruction, recent, cluster_products;
     std::vector<TokenKind> kinds;
 };
 

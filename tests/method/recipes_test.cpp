@@ -4,6 +4,7 @@
 #include <limits>
 #include <set>
 
+#include "method/missing_methods.h"
 #include "method/naive.h"
 
 namespace headkv {
@@ -24,6 +25,12 @@ MethodConfig config_of(const Recipe& recipe, double rows) {
     auto scores = naive::random_scores(kShape, 11);
     scores.kind = std::string(recipe.score_kind);
     config.scores = std::make_shared<const HeadScores>(std::move(scores));
+    if (recipe.shares) {
+        LayerMap map;
+        map.shape = kShape;
+        map.owner = {0, 1, 2, 0, 2};
+        config.share = std::make_shared<const LayerMap>(std::move(map));
+    }
     return config;
 }
 
@@ -36,7 +43,7 @@ Kept keep_all(const Method& method, std::int64_t prompt) {
     PromptSelection selection(method);
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
         const auto seen = layer_of(method, prompt, static_cast<std::uint32_t>(10 * layer + 100));
-        for (auto& head : selection.next(seen.view())) kept.push_back(std::move(head));
+        for (auto& head : selection.next(layer, seen.view())) kept.push_back(std::move(head));
         naive::apply(selection.cuts(), kShape.kv_heads, kept);
     }
     return kept;
@@ -60,9 +67,12 @@ protected:
     }
     // No budget is below what is always kept.
     double at_least(double rows) const {
-        return std::max(rows, windowed() ? 8.0 + static_cast<double>(GetParam().protect) : 0.0);
+        return std::max(rows, (windowed() ? 8.0 : 1.0) + static_cast<double>(GetParam().protect));
     }
     bool full() const { return GetParam().allocate == AllocateStep::all; }
+    // Heads that own rows, and whether one of a layer does.
+    std::int64_t owners() const { return GetParam().shares ? 9 : kHeads; }
+    bool owns(std::size_t head) const { return !GetParam().shares || head < 9; }
     bool windowed() const { return GetParam().select == SelectStep::top_k_window; }
     // Whether a row that is kept stays when the budget grows: not where heads compete, where some
     // heads pass to having everything, nor where the recent half grows over what was chosen, nor
@@ -86,10 +96,11 @@ TEST_P(EveryRecipe, SpendsTheBudgetExactly) {
     for (const double some : {8.0, 9.5, 31.0, 64.2, 150.0, 299.0, 300.9}) {
         const double rows = at_least(some);
         const Method method = make(rows);
+        const auto asked = std::llround(rows * kHeads);
         const auto expected =
-            full() ? kPrompt * kHeads : static_cast<std::int64_t>(std::llround(rows * kHeads));
+            full() ? kPrompt * kHeads : std::min<std::int64_t>(asked, kPrompt * owners());
         EXPECT_EQ(count(keep_all(method, kPrompt)), expected) << rows;
-        EXPECT_EQ(method.runs_as_full(), full());
+        EXPECT_EQ(method.runs_as_full(), full() || asked >= kPrompt * owners());
         EXPECT_DOUBLE_EQ(method.rows_budget(), full() ? kPrompt : rows);
     }
 }
@@ -99,14 +110,18 @@ TEST_P(EveryRecipe, ABudgetAboveThePromptRunsAsFull) {
         const Method method = make(rows);
         EXPECT_TRUE(method.runs_as_full());
         EXPECT_EQ(method.needs(), LayerNeeds{});
-        EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * kHeads);
+        EXPECT_EQ(count(keep_all(method, kPrompt)), kPrompt * owners());
     }
 }
 
 TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
     for (const std::int64_t prompt : {33, 64, 301}) {
         for (const double rows : {8.0, 32.0, 150.0}) {
-            for (const auto& head : keep_all(make(at_least(rows), prompt), prompt)) {
+            const auto kept = keep_all(make(at_least(rows), prompt), prompt);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                const auto& head = kept[i];
+                ASSERT_EQ(head.empty(), !owns(i));
+                if (head.empty()) continue;
                 ASSERT_TRUE(strictly_ascending(head));
                 ASSERT_LE(static_cast<std::int64_t>(head.size()), prompt);
                 ASSERT_GE(head.front(), 0);
@@ -119,6 +134,7 @@ TEST_P(EveryRecipe, KeepsSortedUniquePositionsOfThePrompt) {
 TEST_P(EveryRecipe, KeepsTheWindowOrTheSinks) {
     for (const double rows : {8.0, 20.0, 150.0}) {
         for (const auto& head : keep_all(make(at_least(rows)), kPrompt)) {
+            if (head.empty() && GetParam().shares) continue;
             if (GetParam().select == SelectStep::sinks_recent) {
                 EXPECT_EQ(head[3], 3);
                 EXPECT_EQ(head.back(), kPrompt - 1);
@@ -142,10 +158,12 @@ TEST_P(EveryRecipe, ProtectedRowsStayInEveryHeadAtTheSameBudget) {
     const auto kept = keep_all(method, kPrompt);
     EXPECT_EQ(count(kept), 20 * kHeads);
     for (const auto& head : kept) {
+        if (head.empty() && GetParam().shares) continue;
         EXPECT_EQ(head[4], 4);
         EXPECT_EQ(head[head.size() - 8], kPrompt - 8);
     }
-    config.budget.value = 12;  // 8 of the window and 5 protected are 13
+    // 8 of the window and 5 protected are 13 in each head that owns rows.
+    config.budget.value = std::floor(12.0 * static_cast<double>(owners()) / kHeads);
     const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
     ASSERT_FALSE(refused);
     EXPECT_NE(refused.error().message.find("the protected rows"), std::string::npos);
@@ -164,7 +182,7 @@ TEST_P(EveryRecipe, IsDeterministicWhereEverythingTies) {
         for (const auto& head : kept) {
             // Ties go to the lower position: what is kept of the text is its beginning. Where even
             // attention is divided by the queries that see a row, later rows have more.
-            if (windowed() && GetParam().score != ScoreStep::aligned_attention) {
+            if (windowed() && !head.empty() && GetParam().score != ScoreStep::aligned_attention) {
                 EXPECT_EQ(head[head.size() - 9], static_cast<int>(head.size()) - 9);
             }
         }
@@ -287,6 +305,9 @@ TEST_P(EveryRecipe, SurvivesBrokenObservations) {
     for (std::size_t i = 0; i < seen.output_norms.size(); i += 7) seen.output_norms[i] = nan;
     for (std::size_t i = 0; i < seen.reconstruction.size(); i += 5) seen.reconstruction[i] = nan;
     for (std::size_t i = 0; i < seen.recent.size(); i += 4) seen.recent[i] = nan;
+    for (std::size_t i = 0; i < seen.cluster_products.size(); i += 4) {
+        seen.cluster_products[i] = nan;
+    }
     if (!seen.query_covariance.empty()) seen.query_covariance[5] = nan;
     std::int64_t total = 0;
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
@@ -314,7 +335,13 @@ TEST_P(EveryRecipe, MarkedRowsStayInEveryHeadAtTheSameBudget) {
     // Two of them overlap, one is kept anyway, the first and the last reach into such rows.
     config.keep = {{0, 12}, {100, 110}, {105, 120}, {250, 250}, {290, kPrompt}};
     constexpr std::int64_t kMarked = 12 + 20 + 11;
-    const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+    const auto made = Method::create(config, kShape, kPrompt, kRowBytes);
+    if (GetParam().shares) {
+        ASSERT_FALSE(made);
+        EXPECT_NE(made.error().message.find("marked parts"), std::string::npos);
+        return;
+    }
+    const Method& method = made.value();
     const auto kept = keep_all(method, kPrompt);
     EXPECT_EQ(count(kept), full() ? kPrompt * kHeads : 60 * kHeads);
     for (const auto& head : kept) {
@@ -336,6 +363,17 @@ TEST_P(EveryRecipe, MarkedRowsStayInEveryHeadAtTheSameBudget) {
     ASSERT_EQ(std::ssize(stay), full() ? n : rows);
     ASSERT_TRUE(strictly_ascending(stay));
     EXPECT_EQ(stay.back(), n - 1);
+    if (GetParam().recall) {  // by values, of every row since the beginning
+        constexpr std::int64_t kAll = kPrompt + 30;
+        const auto values = naive::random_values(kAll, 8);
+        const auto valued = method.keep_valued(values, kAll, rows);
+        ASSERT_EQ(std::ssize(valued), rows);
+        ASSERT_TRUE(strictly_ascending(valued));
+        EXPECT_EQ(valued.back(), kAll - 1);
+        for (std::int32_t position : {0, 11, 100, 119, 290, 291, 299}) {
+            EXPECT_TRUE(std::binary_search(valued.begin(), valued.end(), position)) << position;
+        }
+    }
     for (std::int32_t position : {0, 11, 100, 119, 290, 291}) {
         const auto at = std::lower_bound(positions.begin(), positions.end(), position);
         EXPECT_TRUE(std::binary_search(stay.begin(), stay.end(), at - positions.begin()))
@@ -345,6 +383,7 @@ TEST_P(EveryRecipe, MarkedRowsStayInEveryHeadAtTheSameBudget) {
 
 TEST_P(EveryRecipe, MarkedRowsThatTheBudgetCannotHoldAreRefused) {
     if (full()) GTEST_SKIP() << "everything is kept";
+    if (GetParam().shares) GTEST_SKIP() << "marked rows are refused in any case";
     auto config = config_of(GetParam(), 60);
     config.keep = {{50, 120}};
     for (const auto unit : {Budget::Unit::rows, Budget::Unit::bytes, Budget::Unit::share}) {
@@ -368,7 +407,8 @@ TEST_P(EveryRecipe, MergingChangesNoRowThatIsKept) {
     config.options.merge = MergeRows{0.5, true};
     const auto made = Method::create(config, kShape, kPrompt, kRowBytes);
     const bool can = GetParam().select != SelectStep::sinks_recent &&
-                     GetParam().allocate != AllocateStep::global;
+                     GetParam().allocate != AllocateStep::global && !GetParam().recall &&
+                     !GetParam().shares;
     ASSERT_EQ(made.has_value(), can);
     if (!can || full()) return;
     ASSERT_TRUE(made->merges());
@@ -433,10 +473,12 @@ TEST_P(EveryRecipe, SpendsTheBudgetExactlyWithEveryAllocatorThatItTakes) {
             const auto kept = keep_all(method, kPrompt);
             EXPECT_EQ(count(kept), std::llround(rows * kHeads)) << rows;
             EXPECT_EQ(kept, keep_all(method, kPrompt));
-            for (const auto& head : kept) {
-                ASSERT_TRUE(strictly_ascending(head));
-                ASSERT_FALSE(head.empty());
-                EXPECT_EQ(head.back(), kPrompt - 1);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                ASSERT_TRUE(strictly_ascending(kept[i]));
+                ASSERT_EQ(kept[i].empty(), !owns(i));
+                if (owns(i)) {
+                    EXPECT_EQ(kept[i].back(), kPrompt - 1);
+                }
             }
         }
     }
@@ -488,12 +530,12 @@ TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
     EXPECT_EQ(
         names,
         (std::vector<std::string_view>{
-            "full",     "streaming-llm", "snapkv",      "pyramidkv",      "ada-kv",
-            "headkv-r", "headkv-r2",     "headkv-task", "headkv-icl",     "headkv-causal",
-            "h2o",      "tova",          "kv-compress", "prefixkv",       "fastgen",
-            "ems",      "chunkkv",       "criticalkv",  "ada-criticalkv", "expected-attention",
-            "kvzip",    "duo-attention", "baklava",     "keydiff",        "knorm",
-            "random"}));
+            "full",      "streaming-llm", "snapkv",      "pyramidkv",      "ada-kv",
+            "headkv-r",  "headkv-r2",     "headkv-task", "headkv-icl",     "headkv-causal",
+            "h2o",       "tova",          "kv-compress", "prefixkv",       "fastgen",
+            "ems",       "chunkkv",       "criticalkv",  "ada-criticalkv", "expected-attention",
+            "kvzip",     "duo-attention", "baklava",     "keydiff",        "knorm",
+            "clusterkv", "kvsharer",      "random"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
@@ -505,9 +547,20 @@ TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
     EXPECT_LT(message(std::string(100000, 'x')).size(), 600U);
 }
 
+TEST(Recipes, WhatCannotRunSaysWhatIsMissing) {
+    const auto refused = find_recipe("clla");
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+    EXPECT_NE(refused.error().message.find("trained with it"), std::string::npos);
+    EXPECT_EQ(refused.error().message.find('\n'), std::string::npos);
+    for (const MissingMethod& method : missing_methods()) {
+        for (const Recipe& recipe : recipes()) EXPECT_NE(recipe.name, method.name);
+    }
+}
+
 TEST(Recipes, MatchTheStepsByHand) {
     for (const Recipe& recipe : recipes()) {
-        if (recipe.score != ScoreStep::window_attention) continue;
+        if (recipe.score != ScoreStep::window_attention || recipe.shares) continue;
         auto config = config_of(recipe, 37.4);
         config.options.kernel = 5;
         config.options.pool = Pool::avg;
@@ -751,6 +804,7 @@ TEST_F(Refuses, OptionsOutOfRange) {
         },
         "whole sentences");
     with([](auto& o) { o.sinks = -1; }, "sinks");
+    with([](auto& o) { o.cluster_size = 0; }, "cluster size");
     with([](auto& o) { o.reserve = 0; }, "reserve");
     with([](auto& o) { o.frequent = 1.1; }, "frequent");
     with([](auto& o) { o.local = -0.1; }, "local");
@@ -794,6 +848,7 @@ TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
     EXPECT_EQ(headkv.protect, 1);
     EXPECT_EQ(headkv.group_reduce, GroupReduce::max);
     EXPECT_EQ(headkv.kernel, MethodOptions().kernel);
+    EXPECT_EQ(default_options(**find_recipe("clusterkv")).reserve, 1);
     const auto snapkv = default_options(**find_recipe("snapkv"));
     EXPECT_EQ(snapkv.window, 16);
     EXPECT_EQ(snapkv.protect, 0);

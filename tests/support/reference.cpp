@@ -367,8 +367,14 @@ struct Reference::Impl {
                 by_head(x.q, shape.heads.query_heads, shape.head_dim_k, run.tokens - run.queries);
             out.plain_queries = by_head(x.plain_q, shape.heads.query_heads, shape.head_dim_k,
                                         run.tokens - run.queries);
-            out.keys = by_head(x.k, shape.heads.kv_heads, shape.head_dim_k, 0);
-            out.values = by_head(x.v, shape.heads.kv_heads, shape.head_dim_v, 0);
+            const auto index = run.layers.size() - 1;
+            if (!options.owner.empty() && at(options.owner[index]) != index) {
+                out.keys = run.layers[at(options.owner[index])].keys;
+                out.values = run.layers[at(options.owner[index])].values;
+            } else {
+                out.keys = by_head(x.k, shape.heads.kv_heads, shape.head_dim_k, 0);
+                out.values = by_head(x.v, shape.heads.kv_heads, shape.head_dim_v, 0);
+            }
             add(hidden, product(layer.wo, attend(x.q, out, run.tokens)));
             feed_forward(layer, hidden);
         }
@@ -484,8 +490,9 @@ std::vector<float> Reference::decode(ReferenceCache& cache, Token token) const {
     for (std::size_t l = 0; l < impl_->layers.size(); ++l) {
         const Impl::Layer& layer = impl_->layers[l];
         const Impl::Qkv x = impl_->qkv(layer, hidden, cache.tokens);
-        impl_->append(cache.heads[l], x, cache.tokens);
-        add(hidden, Impl::product(layer.wo, impl_->attend_cached(x.q, cache.heads[l])));
+        const std::size_t owner = cache.owner.empty() ? l : at(cache.owner[l]);
+        if (owner == l) impl_->append(cache.heads[l], x, cache.tokens);
+        add(hidden, Impl::product(layer.wo, impl_->attend_cached(x.q, cache.heads[owner])));
         impl_->feed_forward(layer, hidden);
         cache.queries.push_back(x.q);
     }

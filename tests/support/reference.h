@@ -22,8 +22,9 @@ struct ReferenceShape {
 };
 
 struct ReferenceOptions {
-    bool all_logits = false;    // of every position, else of the last one
-    std::int64_t queries = 64;  // last queries remembered, for attention
+    bool all_logits = false;               // of every position, else of the last one
+    std::int64_t queries = 64;             // last queries remembered, for attention
+    std::vector<std::int64_t> owner = {};  // [layers] whose rows a layer reads; empty: its own
 };
 
 struct ReferenceRun {
@@ -45,6 +46,7 @@ struct ReferenceCache {
         std::vector<float> keys, values;  // [rows][head_dim]
     };
     std::int64_t tokens = 0;
+    std::vector<std::int64_t> owner;          // as ReferenceOptions has it
     std::vector<std::vector<Head>> heads;     // [layers][kv_heads]
     std::vector<std::vector<float>> queries;  // [layers][query_heads * head_dim_k] of the newest
 };
