@@ -356,13 +356,8 @@ Result<void> Prefill::fill(PrefillTarget& target, std::int64_t layer, const Laye
     return turn_keys(compute_, model_, layer, turns, target.cache);
 }
 
-Result<std::vector<float>> Prefill::final_states() {
-    assert(options_.all_tokens);
-    const auto context = make_context(kMostNodes);
-    auto* c = context.get();
-    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
-    auto* node = build.norm(columns(c, hidden_, 0, tokens_), model_.weights.output_norm);
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
+Result<std::vector<float>> Prefill::computed(ggml_context* context, ggml_tensor* node) {
+    auto* graph = ggml_new_graph_custom(context, size(kMostNodes), false);
     ggml_build_forward_expand(graph, node);
     if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
     std::vector<float> result(size(ggml_nelements(node)));
@@ -370,17 +365,21 @@ Result<std::vector<float>> Prefill::final_states() {
     return result;
 }
 
+Result<std::vector<float>> Prefill::final_states() {
+    assert(options_.all_tokens);
+    const auto context = make_context(kMostNodes);
+    auto* c = context.get();
+    const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
+    auto* node = build.norm(columns(c, hidden_, 0, tokens_), model_.weights.output_norm);
+    return computed(c, node);
+}
+
 Result<std::vector<float>> Prefill::logits(std::int64_t first, std::int64_t count) {
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     const GraphBuilder build{c, model_.hyper, model_.weights, nullptr};
     auto* node = build.logits(columns(c, hidden_, first, count));
-    auto* graph = ggml_new_graph_custom(c, size(kMostNodes), false);
-    ggml_build_forward_expand(graph, node);
-    if (auto done = compute_graph(graph); !done) return tl::unexpected(done.error());
-    std::vector<float> result(size(ggml_nelements(node)));
-    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
-    return result;
+    return computed(c, node);
 }
 
 }  // namespace headkv

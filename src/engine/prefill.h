@@ -105,6 +105,8 @@ private:
     Result<void> compress_layer();
     Result<void> fill(PrefillTarget& target, std::int64_t layer, const LayerView& view);
     Result<void> compute_graph(ggml_cgraph* graph);
+    // The values of a node, once it has been computed.
+    Result<std::vector<float>> computed(ggml_context* context, ggml_tensor* node);
 
     const Compute& compute_;
     const Model::Impl& model_;

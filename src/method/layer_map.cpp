@@ -10,6 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "method/json_files.h"
+
 namespace headkv {
 namespace {
 
@@ -177,14 +179,7 @@ Result<LayerMap> find_layer_map(const std::vector<std::filesystem::path>& folder
     std::string looked_in;
     for (const auto& folder : folders) {
         looked_in += (looked_in.empty() ? "" : ", ") + folder.string();
-        std::vector<std::filesystem::path> files;
-        std::error_code error;
-        for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
-             entry.increment(error)) {
-            if (entry->path().extension() == ".json") files.push_back(entry->path());
-        }
-        std::sort(files.begin(), files.end());  // the folder's own order is not fixed
-        for (const auto& file : files) {
+        for (const auto& file : json_files_of(folder)) {
             // A folder may hold other files too: what is no such map is passed over.
             auto map = load_layer_map(file);
             if (map && !fingerprint.empty() && map->fingerprint == fingerprint) return map;

@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "headkv/scores.h"
+#include "method/json_files.h"
 
 namespace headkv {
 namespace {
@@ -463,14 +464,7 @@ Result<HeadScores> find_head_scores(const std::vector<std::filesystem::path>& fo
     std::string looked_in;
     for (const auto& folder : folders) {
         looked_in += (looked_in.empty() ? "" : ", ") + folder.string();
-        std::vector<std::filesystem::path> files;
-        std::error_code error;
-        for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
-             entry.increment(error)) {
-            if (entry->path().extension() == ".json") files.push_back(entry->path());
-        }
-        std::sort(files.begin(), files.end());  // the folder's own order is not fixed
-        for (const auto& file : files) {
+        for (const auto& file : json_files_of(folder)) {
             // A folder may hold other files too: what is no score file is passed over.
             auto scores = load_head_scores(file);
             if (scores && !fingerprint.empty() && scores->fingerprint == fingerprint &&
