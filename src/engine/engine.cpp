@@ -481,6 +481,7 @@ Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
     std::vector<SequenceId> done;
     for (const auto& group : groups) {
         std::vector<MethodConfig> some;
+        some.reserve(group.size());
         for (const auto i : group) some.push_back(configs[i]);
         auto result = prefill_together(prompt, some, options);
         if (!result) {
