@@ -546,16 +546,8 @@ Result<std::vector<double>> Engine::value_cosines(std::span<const Token> text,
     options.cosines = &cosines;
     auto prefill = Prefill::create(self.pipeline.compute(0), *self.model, text, {}, options);
     if (!prefill) return tl::unexpected(prefill.error());
-    const auto layers = self.shape.heads.layers;
-    for (bool done = false; !done;) {
-        const auto layer = (*prefill)->layer();
-        const auto step = (*prefill)->step();
-        if (!step) return tl::unexpected(step.error());
-        done = *step;
-        if (progress && (*prefill)->layer() != layer && !progress((*prefill)->layer(), layers)) {
-            return tl::unexpected(
-                Error{ErrorKind::interrupted, "interrupted while reading the text"});
-        }
+    if (auto read = read_text(**prefill, self.shape.heads.layers, progress); !read) {
+        return tl::unexpected(read.error());
     }
     return cosines.means();
 }
@@ -589,10 +581,8 @@ Result<TextStates> Engine::states(std::span<const Token> text,
     };
     auto prefill = Prefill::create(self.pipeline.compute(0), *self.model, text, {}, options);
     if (!prefill) return tl::unexpected(prefill.error());
-    for (bool done = false; !done;) {
-        auto step = (*prefill)->step();
-        if (!step) return tl::unexpected(step.error());
-        done = *step;
+    if (auto read = read_text(**prefill, hyper.shape.layers, {}); !read) {
+        return tl::unexpected(read.error());
     }
     auto final = (*prefill)->final_states();
     if (!final) return tl::unexpected(final.error());

@@ -17,12 +17,10 @@ Result<std::vector<float>> text_log_probabilities(
     const std::function<Result<std::vector<float>>(std::int64_t first, std::int64_t count)>&
         logits);
 
-// The same of a Prefill or DevicePrefill over `text` that computes all tokens, which it runs to its
-// end. Errors: the reader's, and interrupted where `progress` returns false.
+// Runs a Prefill or DevicePrefill to its end. Errors: the reader's, and interrupted where
+// `progress` returns false.
 template <class Reader>
-Result<std::vector<float>> text_log_probabilities(Reader& reader, std::span<const Token> text,
-                                                  std::int64_t layers, std::int64_t vocabulary,
-                                                  const Progress& progress) {
+Result<void> read_text(Reader& reader, std::int64_t layers, const Progress& progress) {
     for (bool done = false; !done;) {
         const auto layer = reader.layer();
         auto step = reader.step();
@@ -32,6 +30,18 @@ Result<std::vector<float>> text_log_probabilities(Reader& reader, std::span<cons
             return tl::unexpected(
                 Error{ErrorKind::interrupted, "interrupted while reading the text"});
         }
+    }
+    return {};
+}
+
+// The same of a Prefill or DevicePrefill over `text` that computes all tokens, which it runs to its
+// end. Errors: the reader's, and interrupted where `progress` returns false.
+template <class Reader>
+Result<std::vector<float>> text_log_probabilities(Reader& reader, std::span<const Token> text,
+                                                  std::int64_t layers, std::int64_t vocabulary,
+                                                  const Progress& progress) {
+    if (auto read = read_text(reader, layers, progress); !read) {
+        return tl::unexpected(read.error());
     }
     return text_log_probabilities(text, vocabulary, [&](std::int64_t first, std::int64_t count) {
         return reader.logits(first, count);
