@@ -9,13 +9,8 @@
 #include <vector>
 
 #include "bench/bench.h"
+#include "kernels/f32_products.h"
 #include "kernels/tiles.h"
-
-#ifdef HEADKV_HAVE_DNNL
-#include <dnnl.h>
-
-#include "engine/openmp.h"
-#endif
 
 namespace headkv {
 
@@ -76,16 +71,15 @@ MachineSpeed measure_machine(int threads) {
     }
     const double flops =
         2.0 * static_cast<double>(kSide) * static_cast<double>(kSide) * static_cast<double>(kSide);
-#ifdef HEADKV_HAVE_DNNL
-    const std::vector<float> a(kSide * kSide, 0.5F);
-    std::vector<std::vector<float>> results(count, std::vector<float>(kSide * kSide));
-    const double f32 = timed(threads, [&](int thread) {
-        omp_set_num_threads(1);
-        dnnl_sgemm('N', 'T', kSide, kSide, kSide, 1.0F, a.data(), kSide, a.data(), kSide, 0.0F,
-                   results[static_cast<std::size_t>(thread)].data(), kSide);
-    });
-    speed.f32_gflop_s = flops * threads / f32 / 1e6;
-#endif
+    if (kernels::has_f32_products()) {
+        const std::vector<float> a(kSide * kSide, 0.5F);
+        std::vector<std::vector<float>> results(count, std::vector<float>(kSide * kSide));
+        const double f32 = timed(threads, [&](int thread) {
+            kernels::multiply_f32(a.data(), kSide, kSide, a.data(), kSide, kSide,
+                                  results[static_cast<std::size_t>(thread)].data(), kSide);
+        });
+        speed.f32_gflop_s = flops * threads / f32 / 1e6;
+    }
     if (const auto* unit = kernels::matrix_unit(); unit != nullptr) {
         const std::vector<float> weights(kSide * kSide, 0.5F);
         kernels::PackedBuffer packed(kernels::packed_weights(kSide, kSide));

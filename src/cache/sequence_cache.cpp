@@ -13,8 +13,9 @@ namespace {
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
+// No rows may be at no address: a layer that was never written to has none.
 void copy_rows(std::byte* to, const std::byte* from, std::int64_t rows, std::int64_t bytes) {
-    std::memcpy(to, from, size(rows * bytes));
+    std::copy_n(from, rows * bytes, to);
 }
 
 // Copies rows[keep[i]] of `bytes` each to row i. Runs of neighbours (windows, sinks, whole prompts)

@@ -6,11 +6,7 @@
 #include <array>
 #include <cstddef>
 
-#ifdef HEADKV_HAVE_DNNL
-#include <dnnl.h>
-
-#include "engine/openmp.h"
-#endif
+#include "kernels/f32_products.h"
 
 namespace headkv {
 
@@ -88,11 +84,8 @@ PackedLayer::Panels& PackedLayer::of(const Matrix& w) {
 LinearOps::Way LinearOps::way(const Matrix& w, std::int64_t columns) const {
     const bool few = few_pays(w, columns);
     if (few && use_ == Use::answers) return Way::few;
-    bool many = columns >= (repacked(w) ? kLeastColumns : kLeastColumnsPlain);
-#ifndef HEADKV_HAVE_DNNL
-    many = many && packed_ != nullptr;
-#endif
-    if (many &&
+    const bool many = columns >= (repacked(w) ? kLeastColumns : kLeastColumnsPlain);
+    if (many && (packed_ != nullptr || kernels::has_f32_products()) &&
         (w.file_type == GGML_TYPE_F32 || ggml_get_type_traits(w.file_type)->to_float != nullptr)) {
         return Way::many;
     }
@@ -255,27 +248,19 @@ void LinearOps::compute_bf16(ggml_tensor* out, int /*thread*/, int /*threads*/, 
     }
 }
 
-void LinearOps::compute([[maybe_unused]] ggml_tensor* out, int /*thread*/, int /*threads*/,
-                        [[maybe_unused]] void* data) {
-#ifdef HEADKV_HAVE_DNNL
-    // Each of ggml's threads multiplies its own panels; oneDNN must not start threads of its own.
-    thread_local const bool single = (omp_set_num_threads(1), true);
-    static_cast<void>(single);
+// Each of ggml's threads multiplies its own panels.
+void LinearOps::compute(ggml_tensor* out, int /*thread*/, int /*threads*/, void* data) {
     auto& plan = *static_cast<Plan*>(data);
     const auto& w = *plan.matrix;
     const auto* x = static_cast<const float*>(out->src[0]->data);
-    const auto columns = out->ne[1];
+    const auto stride = static_cast<std::int64_t>(out->src[0]->nb[1] / sizeof(float));
     const auto panels = (w.out + kPanelRows - 1) / kPanelRows;
     for (auto i = plan.next.fetch_add(1); i < panels; i = plan.next.fetch_add(1)) {
         const auto first = i * kPanelRows;
         const auto rows = std::min(kPanelRows, w.out - first);
-        const auto* weights = dequantise(w, first, rows);
-        // row-major: out [columns][w.out] = x [columns][in] * panel [rows][in]^T
-        dnnl_sgemm('N', 'T', columns, rows, w.in, 1.0F, x,
-                   static_cast<dnnl_dim_t>(out->src[0]->nb[1] / sizeof(float)), weights, w.in, 0.0F,
-                   static_cast<float*>(out->data) + first, w.out);
+        kernels::multiply_f32(dequantise(w, first, rows), rows, w.in, x, stride, out->ne[1],
+                              static_cast<float*>(out->data) + first, w.out);
     }
-#endif
 }
 
 }  // namespace headkv
