@@ -57,6 +57,7 @@ struct PrefillResult {
         const auto other = other_logits.find(config);
         return other == other_logits.end() ? logits : other->second;
     }
+    std::int64_t readings = 1;       // how often the prompt was read
     double prefill_ms = 0;           // everything, compression included
     double compress_ms = 0;          // observe + allocate + select + compact, all configurations
     std::int64_t scratch_bytes = 0;  // peak of hidden states + one layer's full K,V + work buffers
@@ -112,11 +113,14 @@ public:
     // Computes one layer of the next tokens, at most `most_tokens` of them (0: EngineOptions::chunk
     // tokens); true when all is read. Devices compute whole blocks of 256 tokens, at least one.
     // Errors: out of memory.
+    // A step may write a token of a draft instead (MethodOptions::draft).
     Result<bool> step(std::int64_t most_tokens = 0);
-    // Tokens x layers.
+    // Tokens x layers; total() may grow where drafts turn out to differ.
     std::int64_t done() const;
     std::int64_t total() const;
-    std::int64_t layer() const;  // the one that the next step works on
+    // The same in layers, over all readings of the prompt.
+    std::int64_t layers_done() const;
+    std::int64_t layers() const;
     // After the last step, once: the sequences. prefill_ms counts the steps only, not what the
     // caller did between them.
     Result<PrefillResult> finish();
@@ -138,7 +142,8 @@ public:
     const Model& model() const;
 
     // Reads the prompt once and fills one compressed cache per configuration (>= 1); once more for
-    // each map of shared layers (MethodConfig::share) that is not the first one's. Layer-major:
+    // each map of shared layers (MethodConfig::share) that is not the first one's, and for each
+    // drafted answer (MethodOptions::draft) that is not another's. Layer-major:
     // peak memory is weights + hidden states + one layer's full K,V, whatever the methods.
     // Errors: empty prompt, ids outside the vocabulary, prompt above the context (says by how
     // much), Method::create's, out of memory (on a device said before it begins, with what would
@@ -147,8 +152,7 @@ public:
                                   std::span<const MethodConfig> configs,
                                   const PrefillOptions& options = {});
 
-    // The same in steps. Errors: as prefill, but for interrupted; configurations of more than one
-    // map of shared layers.
+    // The same in steps. Errors: as prefill, but for interrupted.
     Result<PrefillJob> start_prefill(std::span<const Token> prompt,
                                      std::span<const MethodConfig> configs,
                                      std::int64_t expected_new_tokens = 256);
@@ -212,10 +216,6 @@ public:
 private:
     friend class PrefillJob;
     struct Impl;
-    // Of one map of shared layers.
-    Result<PrefillResult> prefill_together(std::span<const Token> prompt,
-                                           std::span<const MethodConfig> configs,
-                                           const PrefillOptions& options);
     explicit Engine(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };

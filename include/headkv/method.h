@@ -113,7 +113,8 @@ struct MergeRows {
 // "64" rows, "50%" or "0.5" of the rows kept. Error (bad_input): says the form.
 Result<MergeRows> parse_merge_rows(std::string_view text);
 std::string name_of(const MergeRows& rows);
-constexpr double kByBudget = -1;  // of MethodOptions::shrink
+constexpr double kByBudget = -1;          // of MethodOptions::shrink
+constexpr std::int64_t kDraftRows = 256;  // mean rows a head that a draft is made from, at least
 
 // Defaults are this project's; default_options() has those that a recipe does best with,
 // preset_paper() the paper's.
@@ -126,6 +127,10 @@ struct MethodOptions {
     // The queries of the question score, whatever stands behind it. Where MethodConfig does not say
     // where it lies, those of `observe` and `skip_tail`.
     bool observe_question = false;
+    // Tokens of a drafted answer, the queries of which score beside those of the prompt
+    // (2505.20334); 0: none. The prompt is read once to draft from kDraftRows rows and once to
+    // select. CPU engine only.
+    std::int64_t draft = 0;
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;
     double beta =
@@ -158,6 +163,7 @@ struct MethodOptions {
     std::optional<MergeRows> merge = {};
     double similarity = 0.6;
     std::int64_t reserve = 128;  // rows that each head may hold above its plan while decoding
+    bool operator==(const MethodOptions&) const = default;
 };
 // The share of all importance that the most important tenth of the query heads (at least one) has.
 double importance_concentration(const HeadScores& scores);
@@ -260,9 +266,12 @@ struct ClusterNeeds {
 // What a selection looks at in each layer of a prompt. An engine computes what some method asks
 // for, once a layer for all of them.
 struct LayerNeeds {
-    std::int64_t queries = 0;         // prompt queries whose attention is observed; 0: none
-    std::int64_t skip = 0;            // tokens behind the last of them
-    bool squares = false;             // the squares of that attention
+    std::int64_t queries = 0;  // prompt queries whose attention is observed; 0: none
+    std::int64_t skip = 0;     // tokens behind the last of them
+    bool squares = false;      // the squares of that attention
+    // Queries of a text behind the prompt look, too, where one was read: those of the prompt's end
+    // and all of the text's then count alike.
+    bool draft = false;
     std::int64_t recent_queries = 0;  // the last ones, a shorter window: LayerView::recent
     bool token_kinds = false;
     bool keys = false, values = false;

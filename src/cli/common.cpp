@@ -314,6 +314,11 @@ std::string human_bytes(double bytes) {
     return fmt::format("{:.{}f} {}", bytes, bytes < 100 ? 1 : 0, units[unit]);
 }
 
+std::string times(std::int64_t count) {
+    if (count == 1) return "once";
+    return count == 2 ? "twice" : fmt::format("{} times", count);
+}
+
 std::string human_ms(double ms) {
     if (ms < 1000) return fmt::format("{:.0f} ms", ms);
     if (ms < 60e3) return fmt::format("{:.1f} s", ms / 1e3);

@@ -88,6 +88,7 @@ private:
 
 std::int64_t peak_resident_bytes();          // of this process, so far
 std::string human_bytes(double bytes);       // "2.9 MiB"
+std::string times(std::int64_t count);       // "once", "twice", "3 times"
 std::string human_ms(double ms);             // "850 ms", "12.3 s"
 double per_second(double count, double ms);  // 0 where no time was measured
 std::string version();                       // "0.1.0"

@@ -55,6 +55,7 @@ nlohmann::json describe(const MethodConfig& config) {
     add("temperature", o.temperature, d.temperature);
     add("shrink", o.shrink, d.shrink);
     add("skip_tail", o.skip_tail, d.skip_tail);
+    add("draft", o.draft, d.draft);
     add("observe_question", o.observe_question, d.observe_question);
     add("sentences", o.sentences, d.sentences);
     add("mix", o.mix, d.mix);

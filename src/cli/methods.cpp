@@ -31,6 +31,7 @@ ordered_json options_of(const Recipe& recipe) {
                                    {"protect", std::max(recipe.protect, d.protect)},
                                    {"observe", d.observe},
                                    {"skip-tail", d.skip_tail},
+                                   {"draft", d.draft},
                                    {"kernel", d.kernel},
                                    {"pool", name_of(d.pool)},
                                    {"group-reduce", name_of(d.group_reduce)},

@@ -390,6 +390,12 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
                     d.skip_tail)
             .c_str(),
         "N");
+    add("--draft", a.draft,
+        fmt::format("tokens of a drafted answer whose queries score, too; the prompt is read twice "
+                    "({}; CPU)",
+                    d.draft)
+            .c_str(),
+        "N");
     add("--kernel", a.kernel, fmt::format("odd width of the pooling ({})", d.kernel).c_str(), "N");
     add("--pool", a.pool, "pooling over positions: avg (default) or max", "NAME");
     add("--group-reduce", a.group_reduce,
@@ -544,6 +550,9 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
         }
     }
     take(arguments.skip_tail, options.skip_tail);
+    take(arguments.draft, options.draft);
+    // A draft knows what is asked for: unless somebody says otherwise, it looks almost alone.
+    if (arguments.draft && *arguments.draft > 0 && !arguments.observe) options.observe = 1;
     take(arguments.kernel, options.kernel);
     take(arguments.sinks, options.sinks);
     take(arguments.reserve, options.reserve);

@@ -46,8 +46,8 @@ struct MethodArguments {
     std::vector<std::string> heads;  // --heads FILE
     bool force_scores = false;
     std::string preset;  // "paper" or empty
-    std::optional<std::int64_t> window, protect, skip_tail, kernel, chunk, cluster_size, seed,
-        sinks, reserve, class_rows;
+    std::optional<std::int64_t> window, protect, skip_tail, draft, kernel, chunk, cluster_size,
+        seed, sinks, reserve, class_rows;
     std::optional<std::string> allocate, observe, pool, group_reduce, unit, shrink, normalize,
         kv_type, layout, recall, share, merge, positions;
     std::optional<std::string> curves;  // --curves FILE, for --method auto

@@ -124,6 +124,7 @@ Result<PrefillResult> prefill(Job& job, const PromptText& text, const MarkedProm
     auto result = job.engine->prefill(prompt, *configs, options);
     if (!result) return result;
     job.context.prompt_tokens = static_cast<std::int64_t>(prompt.size());
+    job.context.readings = result->readings;
     job.context.prefill_ms = result->prefill_ms;
     job.context.compress_ms = result->compress_ms;
     job.context.scratch_bytes = result->scratch_bytes;
@@ -181,8 +182,8 @@ Result<void> print_report(const Job& job) {
     if (job.arguments.compare.empty()) {
         fmt::print(stderr, "\n{}", run_statistics(job.context, job.runs[0]));
     } else {
-        fmt::print(stderr, "\n{} tokens read once in {}\n", job.context.prompt_tokens,
-                   human_ms(job.context.prefill_ms));
+        fmt::print(stderr, "\n{} tokens read {} in {}\n", job.context.prompt_tokens,
+                   times(job.context.readings), human_ms(job.context.prefill_ms));
         const std::string table = "\n" + comparison_table(job.runs);
         if (!job.json_on_stdout()) return print(table);
         fmt::print(stderr, "{}", table);

@@ -166,6 +166,7 @@ Json run_json(const RunContext& context, const MethodRun& run) {
             {"method", info.method},
             {"title", run.title},
             {"prompt_tokens", context.prompt_tokens},
+            {"prompt_readings", context.readings},
             {"generated_tokens", answer.tokens.size()},
             {"token_ids", answer.tokens},
             {"text", answer.text},
@@ -207,10 +208,10 @@ std::string run_statistics(const RunContext& context, const MethodRun& run) {
     const double compress_share =
         context.prefill_ms > 0 ? 100 * context.compress_ms / context.prefill_ms : 0;
     std::string text;
-    text += fmt::format("prompt   {} tokens in {} ({:.0f} tok/s), compression {:.1f}% of it\n",
-                        context.prompt_tokens, human_ms(context.prefill_ms),
-                        per_second(static_cast<double>(context.prompt_tokens), context.prefill_ms),
-                        compress_share);
+    text += fmt::format(
+        "prompt   {} tokens, read {} in {} ({:.0f} tok/s), compression {:.1f}% of it\n",
+        context.prompt_tokens, times(context.readings), human_ms(context.prefill_ms),
+        per_second(static_cast<double>(context.prompt_tokens), context.prefill_ms), compress_share);
     text += answer_line(answer);
     text += fmt::format("cache    {}: {:.1f} rows per head, {} in {}, {:.1f}% of the full {}{}{}\n",
                         info.method, info.rows_kept_mean, bytes_text(info.plan_bytes),

@@ -25,6 +25,7 @@ struct RunContext {
     std::string device;
     std::int64_t weight_bytes = 0;
     std::int64_t prompt_tokens = 0;
+    std::int64_t readings = 1;  // of the prompt
     double load_ms = 0, prefill_ms = 0, compress_ms = 0;
     std::int64_t scratch_bytes = 0;
     std::int64_t device_peak_bytes = 0;  // 0: no device but this CPU's own kernels

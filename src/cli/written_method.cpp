@@ -46,10 +46,11 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     const std::string_view name = option.substr(0, equals);
     const std::string text(equals == std::string_view::npos ? "" : option.substr(equals + 1));
     if (auto known = check_known(arguments, name); !known) return known;
-    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 10> integers = {
+    const std::array<std::pair<std::string_view, std::optional<std::int64_t>*>, 11> integers = {
         {{"window", &arguments.window},
          {"protect", &arguments.protect},
          {"skip-tail", &arguments.skip_tail},
+         {"draft", &arguments.draft},
          {"kernel", &arguments.kernel},
          {"chunk-size", &arguments.chunk},
          {"cluster-size", &arguments.cluster_size},

@@ -40,6 +40,7 @@ struct Batch::Impl {
     std::vector<std::unique_ptr<Job>> running;
     std::vector<BatchResult> ended;
     double ms_per_token = 0;  // of a prefill step, lately
+    double decode_ms = 0;     // of the last step of the running answers
 
     void decode();
     void read();
@@ -103,7 +104,9 @@ void Batch::Impl::decode() {
         inputs.push_back({.sequence = *job->sequence, .token = job->next});
         jobs.push_back(job.get());
     }
+    const auto start = Clock::now();
     const auto all = inputs.empty() ? Result<void>() : engine.decode(inputs);
+    decode_ms = ms_since(start);
     // Input at fault, as one sequence at the end of its context, is found before anything is done:
     // it must not end the others. After a failure nobody knows who has got how far.
     const bool together = all.has_value();
@@ -124,11 +127,12 @@ void Batch::Impl::decode() {
     std::erase_if(running, [](const auto& job) { return !job->sequence; });
 }
 
-// Reads prompts until running answers want their next token.
+// Reads prompts until running answers want their next token, which takes as long as the last one.
 void Batch::Impl::read() {
     const auto start = Clock::now();
+    const double most_ms = options.max_stall_ms - decode_ms;
     while (!waiting.empty() && static_cast<std::int64_t>(running.size()) < options.slots) {
-        const double left = options.max_stall_ms - ms_since(start);
+        const double left = most_ms - ms_since(start);
         // Even where nothing is left one small step is done; 0 would be no limit.
         const double budget = running.empty() ? 0 : std::max(left, 1e-9);
         const auto done = read_step(*waiting.front(), budget);
@@ -146,7 +150,7 @@ void Batch::Impl::read() {
         }
         // The next step must fit, too.
         const double next = ms_per_token * static_cast<double>(kLeastTokens);
-        if (!running.empty() && ms_since(start) + next > options.max_stall_ms) return;
+        if (!running.empty() && ms_since(start) + next > most_ms) return;
     }
 }
 
@@ -170,6 +174,7 @@ Result<bool> Batch::Impl::read_step(Job& job, double budget_ms) {
     auto done = job.prefill->step(most);
     if (!done) return done;
     const auto tokens = static_cast<double>(job.prefill->done() - before);
+    if (tokens <= 0) return done;  // a token of a draft
     const double cost = ms_since(start) / tokens;
     // Later chunks of a layer see more keys and the last one pays for the compression: the dearest
     // step of late counts, and is forgotten slowly.

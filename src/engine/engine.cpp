@@ -14,6 +14,7 @@
 #include "engine/device_engine.h"
 #include "engine/pipeline.h"
 #include "engine/prefill.h"
+#include "engine/readings.h"
 #include "engine/recall.h"
 #include "engine/reconstruction.h"
 #include "engine/step_recall.h"
@@ -77,11 +78,6 @@ struct StepGraph {
 
 constexpr std::int64_t kNodesPerLayer = 48;
 
-// [layers] as LayerMap has it; empty where every layer owns its rows.
-std::vector<std::int64_t> owner_of(const MethodConfig& config) {
-    return config.share ? config.share->owner : std::vector<std::int64_t>();
-}
-
 // What a stage's device has for weights, caches and work; 0 where nothing limits them. Asked once:
 // what ggml keeps for itself later is used again.
 std::int64_t bytes_for_stage(const Model& model, std::size_t index, const EngineOptions& options) {
@@ -133,6 +129,9 @@ struct Engine::Impl {
     Result<void> check_prompt(std::span<const Token> prompt) const;
     Result<void> check_recall(const MethodConfig& config) const;
     Result<void> check_share(const MethodConfig& config) const;
+    Result<void> check_draft(const MethodConfig& config) const;
+    Result<PrefillTarget> target(const MethodConfig& config, std::int64_t prompt_tokens,
+                                 std::int64_t expected_new_tokens) const;
     Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
                               std::int64_t expected_new_tokens) const;
     Result<StepGraph*> step_graph(std::int64_t tokens, std::int64_t outputs, bool recalls,
@@ -299,11 +298,50 @@ Result<void> Engine::Impl::check_memory(std::int64_t prompt, std::span<const Met
     return {};
 }
 
+Result<void> Engine::Impl::check_draft(const MethodConfig& config) const {
+    if (config.options.draft <= 0 || !device) return {};
+    return bad_input(
+        "--draft has the prompt read twice by the CPU's own kernels: use --device cpu, or leave it "
+        "out");
+}
+
 struct PrefillJob::Impl {
-    Engine::Impl* engine = nullptr;
-    std::unique_ptr<Prefill> prefill;  // one of the two
-    std::unique_ptr<DevicePrefill> device;
+    Engine* owner = nullptr;
+    std::unique_ptr<DevicePrefill> device;  // or what follows
+    std::vector<Token> prompt;
+    std::vector<MethodConfig> configs;
+    std::int64_t expected_new_tokens = 0;
+    std::deque<Reading> readings;  // the first is under way
+    std::unique_ptr<Prefill> prefill;
+    // Answers that are being drafted, [readings[0].drafting]; its prefill is over then.
+    struct Draft {
+        SequenceId sequence = 0;
+        std::vector<Token> tokens;
+        std::size_t most = 0;
+        bool ended = false;
+    };
+    std::vector<Draft> drafts;
+    std::int64_t layers_read = 0, done = 0;  // tokens x layers; of the readings before
+    PrefillResult result;
+    std::vector<std::optional<Sequence>> filled;  // [configs]
     double spent_ms = 0;
+
+    Engine::Impl& engine() const { return *owner->impl_; }
+    ~Impl() {
+        for (const auto& draft : drafts) owner->release(draft.sequence);
+    }
+    // Readings that are still to come: at least, as long as there are drafts to be written.
+    std::int64_t expected_readings() const {
+        std::int64_t count = 0;
+        for (std::size_t i = 0; i < readings.size(); ++i) {
+            count += (i > 0 ? 1 : 0) + (readings[i].drafting.empty() ? 0 : 1);
+        }
+        return count;
+    }
+    Result<void> begin_reading();
+    Result<void> end_reading();
+    Result<void> draft_token();
+    Result<bool> step(std::int64_t most_tokens);
 };
 
 PrefillJob::PrefillJob(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -315,6 +353,7 @@ Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& co
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
     if (auto checked = impl_->check_recall(config); !checked) return checked;
     if (auto checked = impl_->check_share(config); !checked) return checked;
+    if (auto checked = impl_->check_draft(config); !checked) return checked;
     const auto& info = model().info();
     const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
@@ -340,13 +379,12 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         if (auto checked = self.check_share(config); !checked) {
             return tl::unexpected(checked.error());
         }
-        if (owner_of(config) != owner_of(configs[0])) {
-            return bad_input(
-                "{} and {} share rows between other layers, so they read a prompt differently: one "
-                "at a time",
-                configs[0].method, config.method);
+        if (auto checked = self.check_draft(config); !checked) {
+            return tl::unexpected(checked.error());
         }
     }
+    auto job = std::make_unique<PrefillJob::Impl>();
+    job->owner = this;
     if (self.device) {
         const auto length = static_cast<std::int64_t>(prompt.size());
         if (auto fits = self.check_memory(length, configs, expected_new_tokens); !fits) {
@@ -354,41 +392,75 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         }
         auto prefill = self.device->start_prefill(prompt, configs, expected_new_tokens);
         if (!prefill) return tl::unexpected(prefill.error());
-        return PrefillJob(std::make_unique<PrefillJob::Impl>(
-            PrefillJob::Impl{&self, nullptr, std::move(*prefill), now_ms() - start}));
+        job->device = std::move(*prefill);
+        job->spent_ms = now_ms() - start;
+        return PrefillJob(std::move(job));
     }
     const auto& hyper = self.weights().hyper;
-    const auto length = static_cast<std::int64_t>(prompt.size());
-    std::vector<PrefillTarget> targets;
-    for (const auto& config : configs) {
-        const auto bytes = row_bytes(config.store, hyper.head_dim_k, hyper.head_dim_v);
-        if (!bytes) return tl::unexpected(bytes.error());
-        const CacheShape cache_shape{
-            hyper.shape.layers, hyper.shape.kv_heads,        hyper.head_dim_k,
-            hyper.head_dim_v,   row_type(config.store.keys), row_type(config.store.values)};
-        assert(*bytes == cache_shape.row_bytes());
-        auto method = Method::create(config, hyper.shape, length, *bytes);
-        if (!method) return tl::unexpected(method.error());
-        const bool grows = method->recipe().allocate == AllocateStep::all;
-        const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
-                                   : std::max<std::int64_t>(1, config.options.reserve);
-        std::optional<SequenceCache> archive;
-        std::int64_t logged = 1;
-        std::vector<KeyClusters> clusters;
-        if (const auto kept = recall_of(config, method->recipe()); kept && recalls(*method)) {
-            auto archive_shape = cache_shape;
-            archive_shape.type_k = archive_shape.type_v = row_type(*kept);
-            archive.emplace(archive_shape);
-            // What a selection while answering looks at, besides the token that makes it.
-            logged = std::max(logged, std::min(reserve, method->observe_answer()) - 1);
-            if (const auto wanted = method->clusters(); wanted.size > 0) {
-                clusters.assign(size(cache_shape.layers * cache_shape.heads), KeyClusters(wanted));
-            }
+    auto readings =
+        plan_readings(configs, hyper.shape, std::ssize(prompt), hyper.head_dim_k, hyper.head_dim_v);
+    if (!readings) return tl::unexpected(readings.error());
+    job->prompt.assign(prompt.begin(), prompt.end());
+    job->configs.assign(configs.begin(), configs.end());
+    job->expected_new_tokens = expected_new_tokens;
+    job->readings = std::move(*readings);
+    job->filled.resize(configs.size());
+    if (auto begun = job->begin_reading(); !begun) return tl::unexpected(begun.error());
+    job->spent_ms = now_ms() - start;
+    return PrefillJob(std::move(job));
+}
+
+Result<PrefillTarget> Engine::Impl::target(const MethodConfig& config, std::int64_t prompt_tokens,
+                                           std::int64_t expected_new_tokens) const {
+    const auto& hyper = weights().hyper;
+    const auto bytes = row_bytes(config.store, hyper.head_dim_k, hyper.head_dim_v);
+    if (!bytes) return tl::unexpected(bytes.error());
+    const CacheShape cache_shape{
+        hyper.shape.layers, hyper.shape.kv_heads,        hyper.head_dim_k,
+        hyper.head_dim_v,   row_type(config.store.keys), row_type(config.store.values)};
+    assert(*bytes == cache_shape.row_bytes());
+    auto method = Method::create(config, hyper.shape, prompt_tokens, *bytes);
+    if (!method) return tl::unexpected(method.error());
+    const bool grows = method->recipe().allocate == AllocateStep::all;
+    const auto reserve = grows ? std::max<std::int64_t>(1, expected_new_tokens)
+                               : std::max<std::int64_t>(1, config.options.reserve);
+    std::optional<SequenceCache> archive;
+    std::int64_t logged = 1;
+    std::vector<KeyClusters> clusters;
+    if (const auto kept = recall_of(config, method->recipe()); kept && recalls(*method)) {
+        auto archive_shape = cache_shape;
+        archive_shape.type_k = archive_shape.type_v = row_type(*kept);
+        archive.emplace(archive_shape);
+        // What a selection while answering looks at, besides the token that makes it.
+        logged = std::max(logged, std::min(reserve, method->observe_answer()) - 1);
+        if (const auto wanted = method->clusters(); wanted.size > 0) {
+            clusters.assign(size(cache_shape.layers * cache_shape.heads), KeyClusters(wanted));
         }
-        targets.push_back(
-            {std::move(*method), reserve, SequenceCache(cache_shape, owner_of(config)),
-             QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
-             std::move(archive), std::move(clusters)});
+    }
+    return PrefillTarget{
+        std::move(*method),
+        reserve,
+        SequenceCache(cache_shape, owner_of(config)),
+        QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
+        std::move(archive),
+        std::move(clusters)};
+}
+
+Result<void> PrefillJob::Impl::begin_reading() {
+    const auto& self = engine();
+    const auto& reading = readings.front();
+    std::vector<PrefillTarget> targets;
+    const auto add = [&](const MethodConfig& config) -> Result<void> {
+        auto made = self.target(config, std::ssize(prompt), expected_new_tokens);
+        if (!made) return tl::unexpected(made.error());
+        targets.push_back(std::move(*made));
+        return {};
+    };
+    for (const auto i : reading.configs) {
+        if (auto added = add(configs[i]); !added) return added;
+    }
+    for (const auto& drafting : reading.drafting) {
+        if (auto added = add(drafting.config); !added) return added;
     }
     auto chosen = self.prefill_options(false);
     if (std::ranges::any_of(
@@ -397,38 +469,144 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         if (!pieces) return tl::unexpected(pieces.error());
         chosen.repeats = std::move(*pieces);
     }
-    chosen.share = configs[0].share;
-    auto prefill =
+    chosen.draft = reading.draft;
+    chosen.share = reading.share;
+    auto made =
         Prefill::create(self.pipeline.compute(0), *self.model, prompt, std::move(targets), chosen);
-    if (!prefill) return tl::unexpected(prefill.error());
-    return PrefillJob(std::make_unique<PrefillJob::Impl>(
-        PrefillJob::Impl{&self, std::move(*prefill), nullptr, now_ms() - start}));
+    if (!made) return tl::unexpected(made.error());
+    prefill = std::move(*made);
+    return {};
+}
+
+// Takes what the reading under way has filled; begins the next one, or the drafts that it is for.
+Result<void> PrefillJob::Impl::end_reading() {
+    auto& self = engine();
+    const auto& reading = readings.front();
+    const auto length = std::ssize(prompt);
+    result.compress_ms += prefill->compress_ms();
+    std::vector<float> after;
+    if (reading.draft.empty()) {  // else the one that it was written in has given them
+        auto made = prefill->logits(length - 1, 1);
+        if (!made) return tl::unexpected(made.error());
+        after = std::move(*made);
+    }
+    result.scratch_bytes = std::max(result.scratch_bytes, prefill->scratch_bytes());
+    auto target = prefill->targets().begin();
+    const auto take = [&] {
+        Sequence sequence{std::move(*target++), length, length, 0, {}, 0};
+        sequence.plan_bytes = sequence.state.cache.held_bytes();
+        sequence.kept = rows_held(sequence.state.cache);
+        return sequence;
+    };
+    for (const auto i : reading.configs) filled[i].emplace(take());
+    const auto room = self.model->info().context - length;
+    for (const auto& drafting : reading.drafting) {
+        const auto most = std::min(configs[drafting.wanted_by[0]].options.draft, room);
+        drafts.push_back({self.next_id++, {best_token(after)}, size(most), most < 1});
+        if (most < 1) drafts.back().tokens.clear();
+        self.sequences.emplace(drafts.back().sequence, take());
+    }
+    if (!after.empty()) {
+        for (std::size_t i = 0; i < configs.size(); ++i) {
+            if (owner_of(configs[i]) !=
+                (reading.share ? reading.share->owner : std::vector<std::int64_t>())) {
+                continue;
+            }
+            if (owner_of(configs[i]) == owner_of(configs[0])) {
+                result.logits = after;
+            } else {
+                result.other_logits[i] = after;
+            }
+        }
+    }
+    layers_read += self.shape.heads.layers;
+    done += prefill->total();
+    prefill.reset();
+    if (!drafts.empty()) return {};
+    readings.pop_front();
+    return readings.empty() ? Result<void>() : begin_reading();
+}
+
+// The next token of every draft; behind the last one, the readings that they are for come next.
+Result<void> PrefillJob::Impl::draft_token() {
+    const auto& tokenizer = owner->model().tokenizer();
+    std::vector<DecodeInput> inputs;
+    std::vector<Draft*> writing;
+    for (auto& draft : drafts) {
+        if (!draft.ended && tokenizer.is_end(draft.tokens.back())) {
+            draft.tokens.pop_back();
+            draft.ended = true;
+        }
+        draft.ended = draft.ended || draft.tokens.size() >= draft.most;
+        if (draft.ended) continue;
+        inputs.push_back({.sequence = draft.sequence, .token = draft.tokens.back()});
+        writing.push_back(&draft);
+    }
+    if (!inputs.empty()) {
+        if (auto decoded = owner->decode(inputs); !decoded) return decoded;
+        for (std::size_t i = 0; i < writing.size(); ++i) {
+            writing[i]->tokens.push_back(owner->best(i));
+        }
+        return {};
+    }
+    std::vector<std::vector<Token>> written;
+    for (auto& draft : drafts) {
+        owner->release(draft.sequence);
+        written.push_back(std::move(draft.tokens));
+    }
+    drafts.clear();
+    auto next = readings_of_drafts(readings.front(), written);
+    readings.pop_front();
+    readings.insert(readings.begin(), std::make_move_iterator(next.begin()),
+                    std::make_move_iterator(next.end()));
+    return begin_reading();
+}
+
+Result<bool> PrefillJob::Impl::step(std::int64_t most_tokens) {
+    if (device) return device->step(most_tokens);
+    if (readings.empty()) return true;
+    if (!drafts.empty()) {
+        if (auto drafted = draft_token(); !drafted) return tl::unexpected(drafted.error());
+        return false;
+    }
+    const auto read = prefill->step(most_tokens);
+    if (!read || !*read) return read;
+    if (auto ended = end_reading(); !ended) return tl::unexpected(ended.error());
+    return readings.empty();
 }
 
 Result<bool> PrefillJob::step(std::int64_t most_tokens) {
     const auto start = now_ms();
-    auto done =
-        impl_->device ? impl_->device->step(most_tokens) : impl_->prefill->step(most_tokens);
+    auto done = impl_->step(most_tokens);
     impl_->spent_ms += now_ms() - start;
     return done;
 }
 
 std::int64_t PrefillJob::done() const {
-    return impl_->device ? impl_->device->done() : impl_->prefill->done();
-}
-std::int64_t PrefillJob::layer() const {
-    return impl_->device ? impl_->device->layer() : impl_->prefill->layer();
+    if (impl_->device) return impl_->device->done();
+    return impl_->done + (impl_->prefill ? impl_->prefill->done() : 0);
 }
 std::int64_t PrefillJob::total() const {
-    return impl_->device ? impl_->device->tokens() * impl_->engine->shape.heads.layers
-                         : impl_->prefill->total();
+    const auto layers = impl_->engine().shape.heads.layers;
+    if (impl_->device) return impl_->device->tokens() * layers;
+    return impl_->done + (impl_->prefill ? impl_->prefill->total() : 0) +
+           impl_->expected_readings() * std::ssize(impl_->prompt) * layers;
+}
+std::int64_t PrefillJob::layers_done() const {
+    if (impl_->device) return impl_->device->layer();
+    return impl_->layers_read + (impl_->prefill ? impl_->prefill->layer() : 0);
+}
+std::int64_t PrefillJob::layers() const {
+    const auto layers = impl_->engine().shape.heads.layers;
+    if (impl_->device) return layers;
+    return impl_->layers_read + (impl_->expected_readings() + (impl_->prefill ? 1 : 0)) * layers;
 }
 
 Result<PrefillResult> PrefillJob::finish() {
     const auto start = now_ms();
-    auto& self = *impl_->engine;
+    auto& self = impl_->engine();
     assert(done() == total());
-    PrefillResult result;
+    auto result = std::move(impl_->result);
     if (impl_->device) {
         auto& reader = *impl_->device;
         auto logits = reader.logits(reader.tokens() - 1, 1);
@@ -441,21 +619,12 @@ Result<PrefillResult> PrefillJob::finish() {
         result.prefill_ms = impl_->spent_ms + now_ms() - start;
         return result;
     }
-    auto& prefill = *impl_->prefill;
-    const auto length = prefill.tokens();
-    auto logits = prefill.logits(length - 1, 1);
-    if (!logits) return tl::unexpected(logits.error());
-    result.logits = std::move(*logits);
-    result.compress_ms = prefill.compress_ms();
-    result.scratch_bytes = prefill.scratch_bytes();
-    for (auto& target : prefill.targets()) {
-        Sequence sequence{std::move(target), length, length, 0, {}, 0};
-        sequence.plan_bytes = sequence.state.cache.held_bytes();
-        sequence.kept = rows_held(sequence.state.cache);
+    for (auto& sequence : impl_->filled) {
         result.sequences.push_back(self.next_id);
-        self.sequences.emplace(self.next_id++, std::move(sequence));
+        self.sequences.emplace(self.next_id++, std::move(*sequence));
     }
-    impl_->prefill.reset();
+    impl_->filled.clear();
+    result.readings = impl_->layers_read / self.shape.heads.layers;
     result.prefill_ms = impl_->spent_ms + now_ms() - start;
     return result;
 }
@@ -463,56 +632,15 @@ Result<PrefillResult> PrefillJob::finish() {
 Result<PrefillResult> Engine::prefill(std::span<const Token> prompt,
                                       std::span<const MethodConfig> configs,
                                       const PrefillOptions& options) {
-    // Which of them can be filled together, by the layers that share rows.
-    std::vector<std::vector<std::size_t>> groups;
-    for (std::size_t i = 0; i < configs.size(); ++i) {
-        const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
-            return owner_of(configs[group[0]]) == owner_of(configs[i]);
-        });
-        if (same != groups.end()) {
-            same->push_back(i);
-        } else {
-            groups.push_back({i});
-        }
-    }
-    if (groups.size() < 2) return prefill_together(prompt, configs, options);
-    PrefillResult all;
-    all.sequences.resize(configs.size());
-    std::vector<SequenceId> done;
-    for (const auto& group : groups) {
-        std::vector<MethodConfig> some;
-        some.reserve(group.size());
-        for (const auto i : group) some.push_back(configs[i]);
-        auto result = prefill_together(prompt, some, options);
-        if (!result) {
-            for (const auto id : done) release(id);
-            return result;
-        }
-        done.insert(done.end(), result->sequences.begin(), result->sequences.end());
-        for (std::size_t i = 0; i < group.size(); ++i) {
-            all.sequences[group[i]] = result->sequences[i];
-            if (group[0] > 0) all.other_logits[group[i]] = result->logits;
-        }
-        if (group[0] == 0) all.logits = std::move(result->logits);
-        all.prefill_ms += result->prefill_ms;
-        all.compress_ms += result->compress_ms;
-        all.scratch_bytes = std::max(all.scratch_bytes, result->scratch_bytes);
-    }
-    return all;
-}
-
-Result<PrefillResult> Engine::prefill_together(std::span<const Token> prompt,
-                                               std::span<const MethodConfig> configs,
-                                               const PrefillOptions& options) {
     auto job = start_prefill(prompt, configs, options.expected_new_tokens);
     if (!job) return tl::unexpected(job.error());
-    const auto layers = model().info().shape.layers;
     for (bool done = false; !done;) {
-        const auto layer = job->layer();
+        const auto layers = job->layers_done();
         auto step = job->step();
         if (!step) return tl::unexpected(step.error());
         done = *step;
-        if (options.progress && job->layer() != layer && !options.progress(job->layer(), layers)) {
+        if (options.progress && job->layers_done() != layers &&
+            !options.progress(job->layers_done(), job->layers())) {
             return tl::unexpected(
                 Error{ErrorKind::interrupted, "interrupted while reading the prompt"});
         }

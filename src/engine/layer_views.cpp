@@ -106,19 +106,37 @@ void compute_clusters(ggml_tensor* out, int /*thread*/, int /*threads*/, void* d
 
 }  // namespace
 
+const float* LayerViews::queries_from(std::int64_t count) const {
+    const auto width = source_.shape.heads.query_heads * source_.shape.dim_k;
+    return source_.queries.data() + std::ssize(source_.queries) - (count + source_.draft) * width;
+}
+
 // Mean attention, or of its squares, [query_heads][tokens].
 Result<std::vector<float>> LayerViews::observed(const LayerNeeds& needs) const {
-    const auto width = source_.shape.heads.query_heads * source_.shape.dim_k;
-    const auto held = static_cast<std::int64_t>(source_.queries.size()) / width;
     const auto context = make_context(1);
+    const auto tokens = source_.rows.tokens;
     Observation plan;
     plan.shape = source_.shape;
     plan.rows = source_.rows;
-    plan.skip = needs.skip;
-    plan.count = std::min(needs.queries, source_.rows.tokens - plan.skip);
     plan.squared = needs.squares;
-    plan.queries = source_.queries.data() + (held - plan.skip - plan.count) * width;
-    return computed(observe(context.get(), plan), context.get());
+    if (!needs.draft || source_.draft == 0) {
+        plan.skip = needs.skip;
+        plan.count = std::min(needs.queries, tokens - plan.skip);
+        plan.queries = queries_from(plan.skip + plan.count);
+        return computed(observe(context.get(), plan), context.get());
+    }
+    const auto of_prompt = std::min(needs.queries, tokens);
+    plan.rows.tokens = tokens + source_.draft;
+    plan.count = of_prompt + source_.draft;
+    plan.queries = queries_from(of_prompt);
+    auto seen = computed(observe(context.get(), plan), context.get());
+    if (!seen) return seen;
+    // What they see of the draft itself is left out.
+    for (std::int64_t head = 0; head < source_.shape.heads.query_heads; ++head) {
+        std::copy_n(seen->begin() + head * plan.rows.tokens, tokens, seen->begin() + head * tokens);
+    }
+    seen->resize(size(source_.shape.heads.query_heads * tokens));
+    return seen;
 }
 
 Result<std::vector<float>> LayerViews::output_norms() const {
@@ -138,10 +156,8 @@ Result<const LayerViews::Clusters*> LayerViews::clustered(const ClusterNeeds& ne
     auto fresh = std::make_unique<Clusters>();
     fresh->needs = needs;
     fresh->made.assign(size(shape.heads.kv_heads), KeyClusters(needs));
-    const auto width = shape.heads.query_heads * shape.dim_k;
     const auto context = make_context(1);
-    Clustering plan{shape, source_.rows, needs.first,
-                    source_.queries.data() + std::ssize(source_.queries) - width, &fresh->made};
+    Clustering plan{shape, source_.rows, needs.first, queries_from(1), &fresh->made};
     auto* node =
         ggml_custom_4d(context.get(), GGML_TYPE_F32, source_.rows.tokens, shape.heads.kv_heads, 1,
                        1, nullptr, 0, compute_clusters, GGML_N_TASKS_MAX, &plan);
@@ -182,7 +198,7 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     const auto attention = [&](const LayerNeeds& wanted,
                                std::span<const float>& seen) -> Result<void> {
         if (wanted.queries == 0) return {};
-        auto& known = observed_[{wanted.queries, wanted.skip, wanted.squares}];
+        auto& known = observed_[{wanted.queries, wanted.skip, wanted.squares, wanted.draft}];
         if (known.empty()) {
             auto made = observed(wanted);
             if (!made) return tl::unexpected(made.error());

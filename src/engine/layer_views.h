@@ -24,8 +24,10 @@ public:
     struct Source {
         AttentionShape shape;
         LayerRows rows;
-        // [query_heads * dim_k] each, after RoPE, of the last tokens.
+        // [query_heads * dim_k] each, after RoPE, of the last tokens, then of those of a text that
+        // was read behind them, `draft` in number; its rows follow the prompt's in `rows`.
         std::span<const float> queries;
+        std::int64_t draft = 0;
         const Matrix* output = nullptr;                  // the output projection
         const FutureQueries* future = nullptr;           // where a method asks for it
         const Reconstruction* reconstruction = nullptr;  // the same
@@ -39,9 +41,10 @@ public:
     // Computes what no earlier call has. Error (failure): out of memory.
     Result<LayerView> of(const LayerNeeds& needs);
 
-    // Attention to the same rows, by queries, tokens behind them, and whether squared:
-    // [query_heads][tokens] each.
-    using Observed = std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::vector<float>>;
+    // Attention to the same rows, by queries, tokens behind them, whether squared, and whether a
+    // draft's queries look, too: [query_heads][tokens] each.
+    using Observed =
+        std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, std::vector<float>>;
     // Of what of() has computed so far, with what other layers that read these rows have seen: the
     // larger value of each. Views that of() has given show it, too.
     void join(const Observed& others);
@@ -53,6 +56,8 @@ public:
 private:
     Result<std::vector<float>> computed(ggml_tensor* node, ggml_context* context) const;
     Result<std::vector<float>> observed(const LayerNeeds& needs) const;
+    // Of the `count`-th last token of the prompt, from which on they lie together.
+    const float* queries_from(std::int64_t count) const;
     Result<std::vector<float>> output_norms() const;
     struct Clusters {
         ClusterNeeds needs;

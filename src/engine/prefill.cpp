@@ -60,14 +60,22 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
         if (needs.future_queries && !future_) future_.emplace(shape_);
         if (needs.reconstruction && !reconstruction_) reconstruction_.emplace(shape_, tokens_);
     }
-    stretches_ = {{nullptr, 0, tokens_, 0}};
-    columns_ = tokens_;
-    std::int64_t longest = 0;
-    for (const auto& piece : options_.repeats) {
-        stretches_.push_back({&piece, columns_, piece.length(), tokens_});
-        columns_ += piece.length();
-        longest = std::max(longest, piece.length());
-    }
+    std::vector<Token> ids;
+    std::vector<std::int32_t> positions;
+    std::int64_t longest = 0;  // of what is read behind the prompt
+    const auto add = [&](std::span<const Token> tokens, const RepeatPiece* piece) {
+        const auto count = std::ssize(tokens), row = ids.empty() ? 0 : tokens_;
+        stretches_.push_back({piece, std::ssize(ids), count, row});
+        ids.insert(ids.end(), tokens.begin(), tokens.end());
+        for (std::int64_t i = 0; i < count; ++i) {
+            positions.push_back(static_cast<std::int32_t>(row + i));
+        }
+        if (row > 0) longest = std::max(longest, count);
+    };
+    add(prompt, nullptr);
+    for (const auto& piece : options_.repeats) add(piece.tokens, &piece);
+    if (!options_.draft.empty()) add(options_.draft, nullptr);
+    columns_ = std::ssize(ids);
     const auto held = tokens_ + longest;  // rows of a head
     places_.resize(assign_places());
     context_ = make_context(16 + 2 * std::ssize(places_));
@@ -83,8 +91,8 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
             ggml_new_tensor_3d(c, GGML_TYPE_F16, hyper.head_dim_v, held, hyper.shape.kv_heads);
         needed += ggml_nbytes(place.keys) + ggml_nbytes(place.values);
     }
-    queries_ =
-        ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads, window_);
+    queries_ = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.head_dim_k * hyper.shape.query_heads,
+                                  window_ + std::ssize(options_.draft));
     buffer_.reset(ggml_backend_alloc_ctx_tensors(c, compute_.backend()));
     if (!buffer_) {
         return failure(
@@ -95,16 +103,6 @@ Result<void> Prefill::allocate(std::span<const Token> prompt) {
     if (options_.unit != nullptr) packed_.emplace(*options_.unit);
     if (options_.unit != nullptr && PackedLayerRows::fits(shape_)) {
         packed_rows_.emplace(*options_.unit, shape_, held);
-    }
-    std::vector<Token> ids(prompt.begin(), prompt.end());
-    std::vector<std::int32_t> positions;
-    for (const auto& part : stretches_) {
-        if (part.piece != nullptr) {
-            ids.insert(ids.end(), part.piece->tokens.begin(), part.piece->tokens.end());
-        }
-        for (std::int64_t i = 0; i < part.count; ++i) {
-            positions.push_back(static_cast<std::int32_t>(part.row + i));
-        }
     }
     ggml_backend_tensor_set(ids_, ids.data(), 0, ggml_nbytes(ids_));
     ggml_backend_tensor_set(positions_, positions.data(), 0, ggml_nbytes(positions_));
@@ -200,7 +198,7 @@ Result<void> Prefill::embed(std::int64_t begin, std::int64_t count) {
 
 Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count) {
     const auto& hyper = model_.hyper;
-    const bool prompt = stretch.piece == nullptr;
+    const bool prompt = stretch.prompt();
     const auto end = begin + count;
     const auto offset = begin - stretch.first;
     const auto row = stretch.row + offset;
@@ -225,18 +223,11 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
     std::vector<ggml_tensor*> stored;  // none: an earlier layer's rows are all there
     if (owns()) stored = {store(part.k, place().keys), store(part.v, place().values)};
 
-    // The part of the window that lies in this chunk.
-    const auto window_begin = std::max(begin, tokens_ - window_);
-    if (prompt && window_begin < end) {
-        auto* flat = ggml_reshape_2d(c, part.q, queries_->ne[0], count);
-        auto* from = columns(c, flat, window_begin - begin, end - window_begin);
-        auto* to = columns(c, queries_, window_begin - (tokens_ - window_), end - window_begin);
-        ggml_build_forward_expand(graph, ggml_cpy(c, from, to));
-    }
+    if (stretch.piece == nullptr) store_queries(c, graph, part.q, stretch, begin, count);
     if (prompt && future_) {
         ggml_build_forward_expand(graph, future_->add(c, part.plain_q, begin));
     }
-    if (!prompt) {
+    if (stretch.piece != nullptr) {
         ggml_build_forward_expand(graph, reconstruction_->score(c, part.q, stored, rows(), tokens_,
                                                                 *stretch.piece, offset));
     }
@@ -258,8 +249,21 @@ Result<void> Prefill::run_chunk(const Stretch& stretch, std::int64_t begin, std:
         ggml_build_forward_expand(graph, build.finish_layer(layer, x, attended));
     }
     auto done = compute_graph(graph);
-    if (done && !prompt) reconstruction_->take();
+    if (done && stretch.piece != nullptr) reconstruction_->take();
     return done;
+}
+
+void Prefill::store_queries(ggml_context* context, ggml_cgraph* graph, ggml_tensor* q,
+                            const Stretch& stretch, std::int64_t begin, std::int64_t count) const {
+    // In front of the draft's lie those of the window.
+    const auto looks = stretch.prompt() ? tokens_ - window_ : stretch.first;
+    const auto first = std::max(begin, looks), end = begin + count;
+    if (first >= end) return;
+    auto* flat = ggml_reshape_2d(context, q, queries_->ne[0], count);
+    auto* from = columns(context, flat, first - begin, end - first);
+    const auto at = first - looks + (stretch.prompt() ? 0 : window_);
+    auto* to = columns(context, queries_, at, end - first);
+    ggml_build_forward_expand(graph, ggml_cpy(context, from, to));
 }
 
 Result<void> Prefill::compress_layer() {
@@ -269,6 +273,7 @@ Result<void> Prefill::compress_layer() {
         {.shape = shape_,
          .rows = rows(),
          .queries = {static_cast<const float*>(queries_->data), size(ggml_nelements(queries_))},
+         .draft = std::ssize(options_.draft),
          .output = &model_.weights.layers[size(layer_)].wo,
          .future = future_ ? &*future_ : nullptr,
          .reconstruction = reconstruction_ ? &*reconstruction_ : nullptr,
@@ -289,6 +294,7 @@ Result<void> Prefill::compress_layer() {
             const auto view = views.of({.queries = needs.queries,
                                         .skip = needs.skip,
                                         .squares = needs.squares,
+                                        .draft = needs.draft,
                                         .recent_queries = needs.recent_queries});
             if (!view) return tl::unexpected(view.error());
         }

@@ -39,7 +39,8 @@ struct PrefillTarget {
 // where the chunks begin.
 // Peak memory: hidden states [embedding][tokens] f32 + one layer's keys and values f16; with
 // Options::share, those of every layer that is still to be read by another, too; with
-// Options::repeats, as much again for their tokens, but keys and values of one piece only.
+// Options::repeats, as much again for their tokens, but keys and values of one piece only; with
+// Options::draft, room for its few tokens.
 class Prefill {
 public:
     struct Options {
@@ -49,6 +50,8 @@ public:
         const kernels::TileKernels* unit = nullptr;
         // What is read behind the prompt in every layer, for methods that need it.
         std::vector<RepeatPiece> repeats = {};
+        // The same, last: its queries look for methods that ask for it (LayerNeeds::draft).
+        std::vector<Token> draft = {};
         // Takes what the attention of every layer gives (with all_tokens); must outlive the
         // prefill.
         ValueCosines* cosines = nullptr;
@@ -84,11 +87,12 @@ private:
             const Options& options);
     Result<void> allocate(std::span<const Token> prompt);
 
-    // Tokens that lie together: the prompt, or a piece behind it.
+    // Tokens that lie together: the prompt, or what is read behind it.
     struct Stretch {
-        const RepeatPiece* piece = nullptr;  // null: the prompt
+        const RepeatPiece* piece = nullptr;  // null: the prompt, or the draft
         std::int64_t first = 0, count = 0;   // columns
         std::int64_t row = 0;                // of its first token, which is its position, too
+        bool prompt() const { return first == 0; }
     };
     const Stretch& stretch() const;  // of the next step
     // Keys and values of one layer, read by itself and by those that share them.
@@ -102,6 +106,10 @@ private:
     LayerRows rows() const;       // that layer_ reads
     Result<void> embed(std::int64_t begin, std::int64_t count);
     Result<void> run_chunk(const Stretch& stretch, std::int64_t begin, std::int64_t count);
+    // Copies the queries of the tokens that look, as far as they lie in the chunk; f32 q
+    // [dim_k, query_heads, count].
+    void store_queries(ggml_context* context, ggml_cgraph* graph, ggml_tensor* q,
+                       const Stretch& stretch, std::int64_t begin, std::int64_t count) const;
     Result<void> compress_layer();
     Result<void> fill(PrefillTarget& target, std::int64_t layer, const LayerView& view);
     Result<void> compute_graph(ggml_cgraph* graph);
@@ -116,7 +124,7 @@ private:
     AttentionShape shape_;
     std::int64_t tokens_ = 0, window_ = 0;  // window_: last tokens whose queries are held
     std::vector<std::int32_t> sentences_;   // where they begin, if a method asks for it
-    std::int64_t columns_ = 0;              // tokens_ and those of all pieces behind the prompt
+    std::int64_t columns_ = 0;              // tokens_ and all that is read behind the prompt
     std::vector<Stretch> stretches_;        // all columns in order
     std::int64_t layer_ = 0, begin_ = 0;    // the next step: this layer, from this column on
     double compress_ms_ = 0;
@@ -128,7 +136,7 @@ private:
     ggml_tensor* hidden_ = nullptr;     // f32 [embedding, columns]
     std::vector<Place> places_;
     std::vector<std::size_t> place_of_;             // [layers]
-    ggml_tensor* queries_ = nullptr;                // f32 [dim_k * query_heads, window]
+    ggml_tensor* queries_ = nullptr;                // f32 [dim_k * query_heads, window + draft]
     std::optional<PackedLayer> packed_;             // of layer_, with a matrix unit
     std::int64_t packed_tokens_ = 0;                // of those rows
     std::optional<PackedLayerRows> packed_rows_;    // of layer_, with a matrix unit

@@ -16,6 +16,7 @@ namespace headkv {
 namespace {
 
 constexpr std::int64_t kWidestKernel = 1023;
+constexpr std::int64_t kLongestDraft = 1024;
 constexpr double kHottest = 100;  // temperature of head scores
 
 Result<void> check_options(const MethodOptions& options) {
@@ -31,6 +32,10 @@ Result<void> check_options(const MethodOptions& options) {
     }
     if (options.skip_tail < 0) {
         return bad_input("skip-tail is {}: it must be 0 or more tokens", options.skip_tail);
+    }
+    if (options.draft < 0 || options.draft > kLongestDraft) {
+        return bad_input("draft is {}: it must be 0 (none) to {} tokens", options.draft,
+                         kLongestDraft);
     }
     if (options.kernel < 1 || options.kernel > kWidestKernel || options.kernel % 2 == 0) {
         return bad_input("kernel is {}: it must be an odd number from 1 to {}", options.kernel,
@@ -555,6 +560,7 @@ LayerNeeds Method::needs() const {
                 needs.queries = config_.question.tokens;
                 needs.skip = config_.question.tail;
             }
+            needs.draft = options.draft > 0;
             needs.skip = std::min(needs.skip, prompt_ - 1);  // some query looks in any case
             needs.queries = std::min(needs.queries, prompt_ - needs.skip);
             break;

@@ -253,7 +253,7 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     add(!ranked, {"sinks", "positions"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
-    add(looks_from_the_end(recipe.score), {"skip-tail"});
+    add(looks_from_the_end(recipe.score), {"skip-tail", "draft"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.
     add(!windowed && !clusters && (ranked || recipe.allocate == AllocateStep::binary_heads),

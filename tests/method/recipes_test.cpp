@@ -794,6 +794,8 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.shrink = 1.5; }, "shrink");
     with([](auto& o) { o.shrink = -0.5; }, "shrink is -0.5");
     with([](auto& o) { o.skip_tail = -1; }, "skip-tail is -1");
+    with([](auto& o) { o.draft = -1; }, "draft is -1");
+    with([](auto& o) { o.draft = 4096; }, "draft is 4096");
     with([](auto& o) { o.mix = -0.1; }, "mix");
     with([](auto& o) { o.chunk = -1; }, "chunk");
     with([](auto& o) { o.chunk = 5000; }, "chunk");
