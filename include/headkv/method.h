@@ -145,8 +145,10 @@ struct MethodOptions {
     double mix = 0;          // head_importance: 0..1 of a layer's rows that its heads compete for,
                              // as in ada-kv; the rest follows the scores
     std::int64_t chunk = 0;  // positions that stay or go together; 0: the recipe's own
-    bool sentences = false;  // the rows of a sentence do, in place of a chunk's
-    std::int64_t seed = 1;   // random: another choice
+    // The rows of a sentence do, in place of a chunk's, and nothing is pooled; where sentences are
+    // not known (a further turn, rows chosen while answering), as without.
+    bool sentences = false;
+    std::int64_t seed = 1;           // random: another choice
     std::int64_t cluster_size = 80;  // key_clusters: rows a cluster, on average (2412.03213)
     std::int64_t sinks = 4;          // sinks_recent: first rows kept (2309.17453)
     // sinks_recent: keys are turned to where they lie among the rows kept, as if nothing stood
@@ -167,10 +169,12 @@ struct MethodOptions {
 };
 // The share of all importance that the most important tenth of the query heads (at least one) has.
 double importance_concentration(const HeadScores& scores);
-// The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 32 held
-// within 2 and 5. Where rows are few, the important heads must have most of them; the more there
-// are, the less is gained by starving the others (docs/results.md). `scores`: those that allocate;
-// null where none do.
+// The beta of head importance at a mean of `rows` a head: the one of the options, or rows / 100
+// held within 1.2 and 5. Where rows are few, the important heads must have most of them; the more
+// there are, the less is gained by starving the others. 5 for `scores` of which a tenth of the
+// heads has more than three quarters (importance_concentration): the others would have next to
+// nothing of the pool, and starve with a smaller one (docs/results.md). `scores`: those that
+// allocate; null where none do.
 double importance_beta(const MethodOptions& options, double rows, const HeadScores* scores);
 // The shrink of the shares of heads at a mean of `rows` a head: the one of the options, or
 // 1 - 64 / rows, 0 up to 64 rows. Where all heads have many rows, there is little to be won by
@@ -178,9 +182,9 @@ double importance_beta(const MethodOptions& options, double rows, const HeadScor
 double importance_shrink(const MethodOptions& options, double rows);
 // The options that a recipe does best with (docs/results.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
-// every head (few rows starve heads of the one they look at when there is nothing to look at), and
-// the maximum over the query heads of a group; where clusters of keys are ranked, every token of an
-// answer ranks them anew (reserve 1).
+// every head (few rows starve heads of the one they look at when there is nothing to look at),
+// whole sentences, and the maximum over the query heads of a group; where clusters of keys are
+// ranked, every token of an answer ranks them anew (reserve 1).
 MethodOptions default_options(const Recipe& recipe);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 

@@ -26,37 +26,38 @@ struct MethodsArguments {
 ordered_json options_of(const Recipe& recipe) {
     const MethodOptions d = default_options(recipe);
     const bool pyramid = recipe.allocate == AllocateStep::pyramid;
-    const ordered_json defaults = {{"allocate", name_of(recipe.allocate)},
-                                   {"window", d.window},
-                                   {"protect", std::max(recipe.protect, d.protect)},
-                                   {"observe", d.observe},
-                                   {"skip-tail", d.skip_tail},
-                                   {"draft", d.draft},
-                                   {"kernel", d.kernel},
-                                   {"pool", name_of(d.pool)},
-                                   {"group-reduce", name_of(d.group_reduce)},
-                                   {"chunk-size", recipe.chunk},
-                                   {"unit", d.sentences ? "sentence" : "row"},
-                                   {"beta", pyramid       ? ordered_json(d.pyramid_beta)
-                                            : d.beta == 0 ? ordered_json("rows / 32, from 2 to 5")
-                                                          : ordered_json(d.beta)},
-                                   {"pyramid-beta", d.pyramid_beta},
-                                   {"temperature", d.temperature},
-                                   {"shrink", d.shrink},
-                                   {"mix", d.mix},
-                                   {"floor", d.floor},
-                                   {"normalize", d.normalize ? "yes" : "no"},
-                                   {"cluster-size", d.cluster_size},
-                                   {"choice", d.seed},
-                                   {"sinks", d.sinks},
-                                   {"positions", "text"},
-                                   {"merge", name_of(MergeRows{recipe.merge, recipe.merge > 0})},
-                                   {"similarity", d.similarity},
-                                   {"frequent", d.frequent},
-                                   {"local", d.local},
-                                   {"class-rows", "as many as the budget"},
-                                   {"recovery", d.recovery},
-                                   {"reserve", d.reserve}};
+    const ordered_json defaults = {
+        {"allocate", name_of(recipe.allocate)},
+        {"window", d.window},
+        {"protect", std::max(recipe.protect, d.protect)},
+        {"observe", d.observe},
+        {"skip-tail", d.skip_tail},
+        {"draft", d.draft},
+        {"kernel", d.kernel},
+        {"pool", name_of(d.pool)},
+        {"group-reduce", name_of(d.group_reduce)},
+        {"chunk-size", recipe.chunk},
+        {"unit", d.sentences ? "sentence" : "row"},
+        {"beta", pyramid       ? ordered_json(d.pyramid_beta)
+                 : d.beta == 0 ? ordered_json("by budget and scores, 1.2 to 5")
+                               : ordered_json(d.beta)},
+        {"pyramid-beta", d.pyramid_beta},
+        {"temperature", d.temperature},
+        {"shrink", d.shrink},
+        {"mix", d.mix},
+        {"floor", d.floor},
+        {"normalize", d.normalize ? "yes" : "no"},
+        {"cluster-size", d.cluster_size},
+        {"choice", d.seed},
+        {"sinks", d.sinks},
+        {"positions", "text"},
+        {"merge", name_of(MergeRows{recipe.merge, recipe.merge > 0})},
+        {"similarity", d.similarity},
+        {"frequent", d.frequent},
+        {"local", d.local},
+        {"class-rows", "as many as the budget"},
+        {"recovery", d.recovery},
+        {"reserve", d.reserve}};
     ordered_json options = ordered_json::object();
     for (const auto name : option_names(recipe)) options[name] = defaults.at(name);
     return options;

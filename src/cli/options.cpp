@@ -402,7 +402,7 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "query heads of a KV head: mean (default) or max (headkv)", "NAME");
     add("--beta", a.beta,
         fmt::format("rows that follow the allocation are (rows - window) / beta "
-                    "(rows / 32, from 2 to 5; pyramidkv {})",
+                    "(by the budget and the scores, 1.2 to 5; pyramidkv {})",
                     d.pyramid_beta)
             .c_str(),
         "B");
@@ -538,8 +538,19 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     // As far as it makes a difference, so that the method's own way, said or not, is one thing.
     const auto own = find_recipe(recipe.name);
     if (own && (*own)->allocate != recipe.allocate) options.allocate = recipe.allocate;
+    take(arguments.draft, options.draft);
+    // What asks for another way to keep neighbours together is not asked twice.
+    if (arguments.kernel || arguments.chunk) options.sentences = false;
+    const bool drafts = arguments.draft && *arguments.draft > 0;
+    if (drafts) {
+        // A draft knows what is asked for, to the word: it looks almost alone, at few neighbours.
+        options.observe = 1;
+        options.kernel = 7;
+        options.sentences = false;
+    }
     take(arguments.window, options.window);
-    if (arguments.window) options.observe = 0;  // as many as the window, if nobody says otherwise
+    if (arguments.window && !drafts)
+        options.observe = 0;  // as many as the window, if nobody says otherwise
     take(arguments.protect, options.protect);
     if (arguments.observe) {
         options.observe_question = *arguments.observe == "question";
@@ -550,9 +561,6 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
         }
     }
     take(arguments.skip_tail, options.skip_tail);
-    take(arguments.draft, options.draft);
-    // A draft knows what is asked for: unless somebody says otherwise, it looks almost alone.
-    if (arguments.draft && *arguments.draft > 0 && !arguments.observe) options.observe = 1;
     take(arguments.kernel, options.kernel);
     take(arguments.sinks, options.sinks);
     take(arguments.reserve, options.reserve);

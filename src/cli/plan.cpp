@@ -291,10 +291,9 @@ void register_plan(CLI::App& app, Status& status) {
     add("--rows", arguments->rows, "rows per head, window included, mean over heads", "N")
         ->capture_default_str();
     add("--beta", arguments->beta,
-        fmt::format(
-            "the importance pool is (rows - window) / beta (rows / 32, from 2 to 5; published "
-            "{}; pyramid {})",
-            paper.beta, defaults.pyramid_beta),
+        fmt::format("the importance pool is (rows - window) / beta (by the budget and the "
+                    "scores, 1.2 to 5; published {}; pyramid {})",
+                    paper.beta, defaults.pyramid_beta),
         "B");
     add("--window", arguments->window,
         fmt::format(

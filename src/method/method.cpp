@@ -649,6 +649,9 @@ std::int64_t Method::protected_rows() const {
 std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) const {
     const MethodOptions& options = config_.options;
     const auto without = unscored(recipe_, options);
+    // Sentences take the place of what pooling does.
+    const bool joined = options.sentences && !view.sentences.empty();
+    const auto kernel = joined ? 1 : options.kernel;
     std::vector<float> values;
     switch (recipe_.score) {
         case ScoreStep::key_norm:
@@ -682,7 +685,7 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
         }
         case ScoreStep::aligned_attention:
             values = score_window(align_attention(view, shape_, prompt_, without), shape_, prompt_,
-                                  without, options.kernel, options.pool, options.group_reduce);
+                                  without, kernel, options.pool, options.group_reduce);
             break;
         case ScoreStep::key_clusters:
             values.assign(view.cluster_products.begin(), view.cluster_products.end());
@@ -697,15 +700,15 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
                                   options.group_reduce);
             break;
         default:
-            values = score_window(view.observed, shape_, prompt_, without, options.kernel,
-                                  options.pool, options.group_reduce);
+            values = score_window(view.observed, shape_, prompt_, without, kernel, options.pool,
+                                  options.group_reduce);
     }
     if (recipe_.score == ScoreStep::last_query || recipe_.score == ScoreStep::layer_attention ||
         recipe_.score == ScoreStep::prefix_mass) {
         share_values(values, shape_.kv_heads);
     }
     if (recipe_.score == ScoreStep::key_clusters) return values;  // stay together as they are
-    if (options.sentences && !view.sentences.empty()) {
+    if (joined) {
         join_sentences(values, shape_.kv_heads, view.sentences);
     } else {
         join_chunks(values, shape_.kv_heads, chunk_of(recipe_, options));

@@ -289,8 +289,11 @@ std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& rec
     return config.recall ? config.recall : recipe.recall;
 }
 
-double importance_beta(const MethodOptions& options, double rows, const HeadScores* /*scores*/) {
-    return options.beta != 0 ? options.beta : std::clamp(rows / 32, 2.0, 5.0);
+double importance_beta(const MethodOptions& options, double rows, const HeadScores* scores) {
+    constexpr double kConcentrated = 0.75, kLeast = 1.2, kMost = 5, kRows = 100;
+    if (options.beta != 0) return options.beta;
+    if (scores != nullptr && importance_concentration(*scores) > kConcentrated) return kMost;
+    return std::clamp(rows / kRows, kLeast, kMost);
 }
 
 double importance_shrink(const MethodOptions& options, double rows) {
@@ -309,6 +312,7 @@ MethodOptions default_options(const Recipe& recipe) {
     options.window = 8;
     options.observe = 16;
     options.protect = 1;
+    options.sentences = true;
     options.group_reduce = GroupReduce::max;
     return options;
 }

@@ -562,6 +562,7 @@ TEST(Recipes, MatchTheStepsByHand) {
     for (const Recipe& recipe : recipes()) {
         if (recipe.score != ScoreStep::window_attention || recipe.shares) continue;
         auto config = config_of(recipe, 37.4);
+        config.options.beta = 2;
         config.options.kernel = 5;
         config.options.pool = Pool::avg;
         config.options.group_reduce = GroupReduce::max;
@@ -660,14 +661,21 @@ TEST(Recipes, PaperPreset) {
 // beta 0: a larger share of the rows is the same for every head as the budget grows.
 TEST(Recipes, BetaFollowsTheBudgetUnlessItIsGiven) {
     MethodOptions options;
-    EXPECT_EQ(importance_beta(options, 16, nullptr), 2);
-    EXPECT_EQ(importance_beta(options, 64, nullptr), 2);
-    EXPECT_EQ(importance_beta(options, 128, nullptr), 4);
+    EXPECT_EQ(importance_beta(options, 16, nullptr), 1.2);
+    EXPECT_EQ(importance_beta(options, 64, nullptr), 1.2);
+    EXPECT_EQ(importance_beta(options, 128, nullptr), 1.28);
+    EXPECT_EQ(importance_beta(options, 400, nullptr), 4);
     EXPECT_EQ(importance_beta(options, 1024, nullptr), 5);
+    // Scores of which one head of two has more than three quarters starve the other one least.
+    HeadScores uneven, even;
+    uneven.mean = {0.8, 0.2};
+    even.mean = {0.7, 0.3};
+    EXPECT_EQ(importance_beta(options, 64, &uneven), 5);
+    EXPECT_EQ(importance_beta(options, 64, &even), 1.2);
     options.beta = 1.2;
-    EXPECT_EQ(importance_beta(options, 1024, nullptr), 1.2);
-    // By hand: 2 heads, 128 rows, window 16. Every head has 16 + 112 * 3/4 = 100; the pool of 56
-    // goes to the head with all the importance.
+    EXPECT_EQ(importance_beta(options, 1024, &uneven), 1.2);
+    // By hand: 2 heads, 96 rows, window 16. Every head has 16 + 80 * 4/5 = 80; the pool of 32 goes
+    // to the head with all the importance.
     MethodConfig config;
     config.method = "headkv-r2";
     config.options.beta = 0;
@@ -676,8 +684,9 @@ TEST(Recipes, BetaFollowsTheBudgetUnlessItIsGiven) {
     scores->kind = "r2";
     scores->mean = {1, 0};
     config.scores = scores;
+    config.budget.value = 96;
     const auto method = Method::create(config, {1, 2, 2}, 5000, 1).value();
-    EXPECT_EQ(method.plan().rows, (std::vector<std::int64_t>{156, 100}));
+    EXPECT_EQ(method.plan().rows, (std::vector<std::int64_t>{112, 80}));
 }
 
 // By hand: 2 heads, 256 rows, beta 4, window 16. Every head has 16 + 240 * 3/4 = 196; the pool of
@@ -849,6 +858,7 @@ TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
     EXPECT_EQ(headkv.observe, 16);
     EXPECT_EQ(headkv.protect, 1);
     EXPECT_EQ(headkv.group_reduce, GroupReduce::max);
+    EXPECT_TRUE(headkv.sentences);
     EXPECT_EQ(headkv.kernel, MethodOptions().kernel);
     EXPECT_EQ(default_options(**find_recipe("clusterkv")).reserve, 1);
     const auto snapkv = default_options(**find_recipe("snapkv"));
@@ -858,6 +868,7 @@ TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
     EXPECT_EQ(preset_paper().window, 8);
     EXPECT_EQ(preset_paper().observe, 0);
     EXPECT_EQ(preset_paper().protect, 0);
+    EXPECT_FALSE(preset_paper().sentences);
     EXPECT_EQ(preset_paper().group_reduce, GroupReduce::mean);
 }
 
