@@ -569,7 +569,7 @@ Result<bool> PrefillJob::Impl::step(std::int64_t most_tokens) {
         if (auto drafted = draft_token(); !drafted) return tl::unexpected(drafted.error());
         return false;
     }
-    const auto read = prefill->step(most_tokens);
+    auto read = prefill->step(most_tokens);
     if (!read || !*read) return read;
     if (auto ended = end_reading(); !ended) return tl::unexpected(ended.error());
     return readings.empty();
