@@ -127,9 +127,8 @@ struct MethodOptions {
     // The queries of the question score, whatever stands behind it. Where MethodConfig does not say
     // where it lies, those of `observe` and `skip_tail`.
     bool observe_question = false;
-    // Tokens of a drafted answer, the queries of which score beside those of the prompt
-    // (2505.20334); 0: none. The prompt is read once to draft from kDraftRows rows and once to
-    // select. CPU engine only.
+    // Tokens of a drafted answer, the queries of which score beside those of the prompt (2505.20334);
+    // 0: none. The prompt is read once to draft from kDraftRows rows and once to select.
     std::int64_t draft = 0;
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;

@@ -392,7 +392,7 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
         "N");
     add("--draft", a.draft,
         fmt::format("tokens of a drafted answer whose queries score, too; the prompt is read twice "
-                    "({}; CPU)",
+                    "({})",
                     d.draft)
             .c_str(),
         "N");

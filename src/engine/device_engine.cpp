@@ -265,8 +265,10 @@ Result<void> DeviceEngine::supports(const Method& method) {
     constexpr std::int64_t kMostObserved = 1024;  // their weights are held all at once
     const auto needs = method.needs();
     // Squares would be computed there if some method that runs there looked at them.
-    const LayerNeeds can{
-        .queries = needs.queries, .skip = needs.skip, .sentences = needs.sentences};
+    const LayerNeeds can{.queries = needs.queries,
+                         .skip = needs.skip,
+                         .draft = needs.draft,
+                         .sentences = needs.sentences};
     if (needs != can) {
         return bad_input(
             "{} looks at more than attention, and rows stay on the device: use "
@@ -284,7 +286,7 @@ Result<void> DeviceEngine::supports(const Method& method) {
 
 Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     std::span<const Token> prompt, std::span<const MethodConfig> configs,
-    std::int64_t expected_new_tokens) {
+    std::span<const Token> draft, std::int64_t expected_new_tokens) {
     const auto& hyper = model_->impl().hyper;
     // All that may fail comes before the first slot is taken.
     std::vector<Method> methods;
@@ -302,7 +304,10 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
     }
     DevicePrefill::Options chosen;
     if (options_.chunk != EngineOptions().chunk) chosen.chunk = options_.chunk;
-    return DevicePrefill::create(pipeline_, *model_, prompt, std::move(targets), chosen);
+    chosen.draft = std::ssize(draft);
+    std::vector<Token> text(prompt.begin(), prompt.end());
+    text.insert(text.end(), draft.begin(), draft.end());
+    return DevicePrefill::create(pipeline_, *model_, text, std::move(targets), chosen);
 }
 
 std::vector<SequenceId> DeviceEngine::take(DevicePrefill& prefill, SequenceId& next) {
@@ -319,7 +324,7 @@ std::vector<SequenceId> DeviceEngine::take(DevicePrefill& prefill, SequenceId& n
         }
         const auto bytes = rows * target.cache->row_bytes();
         ids.push_back(next);
-        const auto tokens = prefill.tokens();
+        const auto tokens = prefill.prompt_tokens();
         sequences_.emplace(
             next++,
             Sequence{std::move(target.method), std::move(target.cache), target.slot, tokens, tokens,

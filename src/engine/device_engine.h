@@ -29,8 +29,10 @@ public:
     // Error (bad_input): a method whose score needs what a device does not compute.
     static Result<void> supports(const Method& method);
 
+    // `draft`: of all configurations, read behind the prompt.
     Result<std::unique_ptr<DevicePrefill>> start_prefill(std::span<const Token> prompt,
                                                          std::span<const MethodConfig> configs,
+                                                         std::span<const Token> draft,
                                                          std::int64_t expected_new_tokens);
     // The sequences of a finished prefill, under ids from `next` on.
     std::vector<SequenceId> take(DevicePrefill& prefill, SequenceId& next);

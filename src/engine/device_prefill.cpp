@@ -37,12 +37,12 @@ DevicePrefill::~DevicePrefill() {
 
 Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Pipeline& pipeline,
                                                              const Model& model,
-                                                             std::span<const Token> prompt,
+                                                             std::span<const Token> text,
                                                              std::vector<DeviceTarget> targets,
                                                              const Options& options) {
     std::unique_ptr<DevicePrefill> prefill(
         new DevicePrefill(pipeline, model, std::move(targets), options));
-    if (auto allocated = prefill->allocate(prompt); !allocated) {
+    if (auto allocated = prefill->allocate(text); !allocated) {
         return tl::unexpected(allocated.error());
     }
     for (std::size_t stage = 0; stage < pipeline.size(); ++stage) {
@@ -54,32 +54,39 @@ Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Pipeline& pip
     return prefill;
 }
 
-Result<void> DevicePrefill::allocate(std::span<const Token> prompt) {
+DevicePrefill::Looking DevicePrefill::looking(const LayerNeeds& needs) const {
+    if (needs.queries == 0) return {};
+    const auto draft = options_.draft;
+    return needs.draft && draft > 0 ? Looking{needs.queries + draft, 0}
+                                    : Looking{needs.queries, needs.skip + draft};
+}
+
+Result<void> DevicePrefill::allocate(std::span<const Token> text) {
     const auto& hyper = model_.hyper;
-    tokens_ = static_cast<std::int64_t>(prompt.size());
+    tokens_ = static_cast<std::int64_t>(text.size());
     padded_ = whole_blocks(tokens_);
     options_.chunk = std::min(options_.chunk, padded_);
     window_ = 1;
     std::vector<Looking> observations;
     for (const auto& target : targets_) {
         const auto needs = target.method.needs();
-        window_ = std::max(window_, needs.queries + needs.skip);
-        const Looking looking{needs.queries, needs.skip};
-        if (needs.queries > 0 && std::ranges::find(observations, looking) == observations.end()) {
-            observations.push_back(looking);
+        const auto looks = looking(needs);
+        window_ = std::max(window_, looks.queries + looks.skip);
+        if (looks.queries > 0 && std::ranges::find(observations, looks) == observations.end()) {
+            observations.push_back(looks);
         }
         if (needs.sentences && sentences_.empty()) {
-            sentences_ = sentence_starts(*model_.tokenizer, prompt);
+            sentences_ = sentence_starts(*model_.tokenizer, text.first(size(prompt_tokens())));
         }
         assert(target.method.plan().rows.size() == size(hyper.shape.layers * hyper.shape.kv_heads));
     }
-    std::vector<std::int32_t> positions(prompt.size());
+    std::vector<std::int32_t> positions(text.size());
     std::iota(positions.begin(), positions.end(), 0);
     for (std::size_t stage = 0; stage < places_.size(); ++stage) {
         if (auto done = allocate(stage, observations); !done) return done;
         auto& place = places_[stage];
         if (place.ids != nullptr) {
-            ggml_backend_tensor_set(place.ids, prompt.data(), 0, ggml_nbytes(place.ids));
+            ggml_backend_tensor_set(place.ids, text.data(), 0, ggml_nbytes(place.ids));
         }
         if (place.positions != nullptr) {
             ggml_backend_tensor_set(place.positions, positions.data(), 0,
@@ -371,11 +378,19 @@ Result<void> DevicePrefill::compress() {
     const auto start = now_ms();
     for (auto& target : targets_) {
         std::span<const float> observed;
-        const auto needs = target.method.needs();
+        const auto looks = looking(target.method.needs());
         for (const Seen& seen : place.seen) {
-            if (seen.looking != Looking{needs.queries, needs.skip}) continue;
+            if (seen.looking != looks) continue;
             observed = {static_cast<const float*>(seen.host->data),
                         size(ggml_nelements(seen.host))};
+        }
+        if (options_.draft > 0 && !observed.empty()) {
+            observed_.clear();
+            for (std::int64_t head = 0; head < shape_.heads.query_heads; ++head) {
+                const auto row = observed.subspan(size(head * tokens_), size(prompt_tokens()));
+                observed_.insert(observed_.end(), row.begin(), row.end());
+            }
+            observed = observed_;
         }
         const LayerView view{.observed = observed, .sentences = sentences_};
         auto keep = target.method.keep_layer(pending_, view);

@@ -30,11 +30,14 @@ public:
     struct Options {
         std::int64_t chunk = 2048;  // made whole blocks
         bool all_tokens = false;    // the last layer computes every token, for log_probabilities
+        // The last tokens of `text` that are a draft behind the prompt: their queries look for
+        // methods that ask for it (LayerNeeds::draft), no cache sees them.
+        std::int64_t draft = 0;
     };
-    // Error (failure): out of memory (names the bytes).
+    // `text`: the prompt, and the draft. Error (failure): out of memory (names the bytes).
     static Result<std::unique_ptr<DevicePrefill>> create(const Pipeline& pipeline,
                                                          const Model& model,
-                                                         std::span<const Token> prompt,
+                                                         std::span<const Token> text,
                                                          std::vector<DeviceTarget> targets,
                                                          const Options& options);
     ~DevicePrefill();
@@ -45,7 +48,9 @@ public:
     Result<bool> step(std::int64_t most = 0);
     std::int64_t layer() const { return layer_; }
     std::int64_t tokens() const { return tokens_; }
+    std::int64_t prompt_tokens() const { return tokens_ - options_.draft; }
     std::int64_t done() const { return layer_ * tokens_ + begin_; }
+    std::int64_t total() const { return model_.hyper.shape.layers * tokens_; }
     // After the last step. Logits of tokens [first, first + count): [count][vocabulary].
     Result<std::vector<float>> logits(std::int64_t first, std::int64_t count);
     std::vector<DeviceTarget>& targets() { return targets_; }
@@ -56,7 +61,7 @@ public:
 private:
     DevicePrefill(const Pipeline& pipeline, const Model& model, std::vector<DeviceTarget> targets,
                   const Options& options);
-    Result<void> allocate(std::span<const Token> prompt);
+    Result<void> allocate(std::span<const Token> text);
     Result<void> fill_masks(std::size_t stage);
     ggml_cgraph* new_graph(std::size_t stage, ggml_context* context) const;
     Result<void> run(std::size_t stage, ggml_cgraph* graph);
@@ -69,11 +74,12 @@ private:
     Result<void> observe();   // queues the observation of layer_
     Result<void> compress();  // rows of layer pending_ into every target
     Result<void> compact(DeviceTarget& target, std::span<const std::vector<std::int32_t>> keep);
-    // Mean attention of `queries` tokens, behind which `skip` more stand.
+    // Mean attention of `queries` tokens, behind which `skip` more stand, a draft's included.
     struct Looking {
         std::int64_t queries = 0, skip = 0;
         bool operator==(const Looking&) const = default;
     };
+    Looking looking(const LayerNeeds& needs) const;
     struct Seen {
         Looking looking;
         ggml_tensor* mask = nullptr;  // f32 [tokens, queries]
@@ -108,6 +114,7 @@ private:
     AttentionShape shape_;
     std::int64_t tokens_ = 0, padded_ = 0, window_ = 0;  // window_: last tokens' queries held
     std::vector<std::int32_t> sentences_;                // where they begin, if a method asks
+    std::vector<float> observed_;                        // of the prompt alone, for one target
     std::int64_t layer_ = 0, begin_ = 0;
     std::int64_t pending_ = -1;  // layer whose rows wait to be selected
     double compress_ms_ = 0;

@@ -9,6 +9,7 @@
 #include <new>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "engine/capacity.h"
 #include "engine/device_engine.h"
@@ -129,7 +130,7 @@ struct Engine::Impl {
     Result<void> check_prompt(std::span<const Token> prompt) const;
     Result<void> check_recall(const MethodConfig& config) const;
     Result<void> check_share(const MethodConfig& config) const;
-    Result<void> check_draft(const MethodConfig& config) const;
+    std::vector<SequenceId> take(Prefill& prefill);
     Result<PrefillTarget> target(const MethodConfig& config, std::int64_t prompt_tokens,
                                  std::int64_t expected_new_tokens) const;
     Result<void> check_memory(std::int64_t prompt, std::span<const MethodConfig> configs,
@@ -298,22 +299,15 @@ Result<void> Engine::Impl::check_memory(std::int64_t prompt, std::span<const Met
     return {};
 }
 
-Result<void> Engine::Impl::check_draft(const MethodConfig& config) const {
-    if (config.options.draft <= 0 || !device) return {};
-    return bad_input(
-        "--draft has the prompt read twice by the CPU's own kernels: use --device cpu, or leave it "
-        "out");
-}
-
 struct PrefillJob::Impl {
     Engine* owner = nullptr;
-    std::unique_ptr<DevicePrefill> device;  // or what follows
     std::vector<Token> prompt;
     std::vector<MethodConfig> configs;
     std::int64_t expected_new_tokens = 0;
-    std::deque<Reading> readings;  // the first is under way
-    std::unique_ptr<Prefill> prefill;
-    // Answers that are being drafted, [readings[0].drafting]; its prefill is over then.
+    std::deque<Reading> readings;      // the first is under way
+    std::unique_ptr<Prefill> prefill;  // one of the two, null while answers are drafted
+    std::unique_ptr<DevicePrefill> device;
+    // Answers that are being drafted, [readings[0].drafting].
     struct Draft {
         SequenceId sequence = 0;
         std::vector<Token> tokens;
@@ -323,13 +317,15 @@ struct PrefillJob::Impl {
     std::vector<Draft> drafts;
     std::int64_t layers_read = 0, done = 0;  // tokens x layers; of the readings before
     PrefillResult result;
-    std::vector<std::optional<Sequence>> filled;  // [configs]
+    std::vector<SequenceId> filled;  // [configs], 0: not yet
     double spent_ms = 0;
 
     Engine::Impl& engine() const { return *owner->impl_; }
     ~Impl() {
         for (const auto& draft : drafts) owner->release(draft.sequence);
+        for (const auto id : filled) owner->release(id);
     }
+    bool reads() const { return prefill || device; }
     // Readings that are still to come: at least, as long as there are drafts to be written.
     std::int64_t expected_readings() const {
         std::int64_t count = 0;
@@ -353,7 +349,6 @@ Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& co
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
     if (auto checked = impl_->check_recall(config); !checked) return checked;
     if (auto checked = impl_->check_share(config); !checked) return checked;
-    if (auto checked = impl_->check_draft(config); !checked) return checked;
     const auto& info = model().info();
     const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
@@ -379,27 +374,21 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
         if (auto checked = self.check_share(config); !checked) {
             return tl::unexpected(checked.error());
         }
-        if (auto checked = self.check_draft(config); !checked) {
-            return tl::unexpected(checked.error());
-        }
-    }
-    auto job = std::make_unique<PrefillJob::Impl>();
-    job->owner = this;
-    if (self.device) {
-        const auto length = static_cast<std::int64_t>(prompt.size());
-        if (auto fits = self.check_memory(length, configs, expected_new_tokens); !fits) {
-            return tl::unexpected(fits.error());
-        }
-        auto prefill = self.device->start_prefill(prompt, configs, expected_new_tokens);
-        if (!prefill) return tl::unexpected(prefill.error());
-        job->device = std::move(*prefill);
-        job->spent_ms = now_ms() - start;
-        return PrefillJob(std::move(job));
     }
     const auto& hyper = self.weights().hyper;
     auto readings =
         plan_readings(configs, hyper.shape, std::ssize(prompt), hyper.head_dim_k, hyper.head_dim_v);
     if (!readings) return tl::unexpected(readings.error());
+    if (self.device) {
+        std::vector<MethodConfig> all(configs.begin(), configs.end());
+        for (const auto& reading : *readings) {
+            for (const auto& drafting : reading.drafting) all.push_back(drafting.config);
+        }
+        auto fits = self.check_memory(std::ssize(prompt), all, expected_new_tokens);
+        if (!fits) return tl::unexpected(fits.error());
+    }
+    auto job = std::make_unique<PrefillJob::Impl>();
+    job->owner = this;
     job->prompt.assign(prompt.begin(), prompt.end());
     job->configs.assign(configs.begin(), configs.end());
     job->expected_new_tokens = expected_new_tokens;
@@ -449,18 +438,20 @@ Result<PrefillTarget> Engine::Impl::target(const MethodConfig& config, std::int6
 Result<void> PrefillJob::Impl::begin_reading() {
     const auto& self = engine();
     const auto& reading = readings.front();
+    std::vector<MethodConfig> wanted;
+    for (const auto i : reading.configs) wanted.push_back(configs[i]);
+    for (const auto& drafting : reading.drafting) wanted.push_back(drafting.config);
+    if (self.device) {
+        auto made = self.device->start_prefill(prompt, wanted, reading.draft, expected_new_tokens);
+        if (!made) return tl::unexpected(made.error());
+        device = std::move(*made);
+        return {};
+    }
     std::vector<PrefillTarget> targets;
-    const auto add = [&](const MethodConfig& config) -> Result<void> {
+    for (const auto& config : wanted) {
         auto made = self.target(config, std::ssize(prompt), expected_new_tokens);
         if (!made) return tl::unexpected(made.error());
         targets.push_back(std::move(*made));
-        return {};
-    };
-    for (const auto i : reading.configs) {
-        if (auto added = add(configs[i]); !added) return added;
-    }
-    for (const auto& drafting : reading.drafting) {
-        if (auto added = add(drafting.config); !added) return added;
     }
     auto chosen = self.prefill_options(false);
     if (std::ranges::any_of(
@@ -478,50 +469,54 @@ Result<void> PrefillJob::Impl::begin_reading() {
     return {};
 }
 
+// The sequences that a reading of this CPU's own kernels has filled, in the order of its targets.
+std::vector<SequenceId> Engine::Impl::take(Prefill& prefill) {
+    std::vector<SequenceId> ids;
+    const auto length = prefill.tokens();
+    for (auto& target : prefill.targets()) {
+        Sequence sequence{std::move(target), length, length, 0, {}, 0};
+        sequence.plan_bytes = sequence.state.cache.held_bytes();
+        sequence.kept = rows_held(sequence.state.cache);
+        ids.push_back(next_id);
+        sequences.emplace(next_id++, std::move(sequence));
+    }
+    return ids;
+}
+
 // Takes what the reading under way has filled; begins the next one, or the drafts that it is for.
 Result<void> PrefillJob::Impl::end_reading() {
     auto& self = engine();
     const auto& reading = readings.front();
     const auto length = std::ssize(prompt);
-    result.compress_ms += prefill->compress_ms();
     std::vector<float> after;
     if (reading.draft.empty()) {  // else the one that it was written in has given them
-        auto made = prefill->logits(length - 1, 1);
+        auto made = device ? device->logits(length - 1, 1) : prefill->logits(length - 1, 1);
         if (!made) return tl::unexpected(made.error());
         after = std::move(*made);
     }
-    result.scratch_bytes = std::max(result.scratch_bytes, prefill->scratch_bytes());
-    auto target = prefill->targets().begin();
-    const auto take = [&] {
-        Sequence sequence{std::move(*target++), length, length, 0, {}, 0};
-        sequence.plan_bytes = sequence.state.cache.held_bytes();
-        sequence.kept = rows_held(sequence.state.cache);
-        return sequence;
-    };
-    for (const auto i : reading.configs) filled[i].emplace(take());
+    result.compress_ms += device ? device->compress_ms() : prefill->compress_ms();
+    result.scratch_bytes =
+        std::max(result.scratch_bytes, device ? device->scratch_bytes() : prefill->scratch_bytes());
+    const auto ids = device ? self.device->take(*device, self.next_id) : self.take(*prefill);
+    layers_read += self.shape.heads.layers;
+    done += device ? device->total() : prefill->total();
+    prefill.reset();
+    device.reset();
+    auto next = ids.begin();
+    for (const auto i : reading.configs) filled[i] = *next++;
     const auto room = self.model->info().context - length;
     for (const auto& drafting : reading.drafting) {
         const auto most = std::min(configs[drafting.wanted_by[0]].options.draft, room);
-        drafts.push_back({self.next_id++, {best_token(after)}, size(most), most < 1});
-        if (most < 1) drafts.back().tokens.clear();
-        self.sequences.emplace(drafts.back().sequence, take());
+        drafts.push_back({*next++, {}, size(most), most < 1});
+        if (most > 0) drafts.back().tokens.push_back(best_token(after));
     }
-    if (!after.empty()) {
-        for (std::size_t i = 0; i < configs.size(); ++i) {
-            if (owner_of(configs[i]) !=
-                (reading.share ? reading.share->owner : std::vector<std::int64_t>())) {
-                continue;
-            }
-            if (owner_of(configs[i]) == owner_of(configs[0])) {
-                result.logits = after;
-            } else {
-                result.other_logits[i] = after;
-            }
+    for (std::size_t i = 0; i < configs.size() && !after.empty(); ++i) {
+        const auto owners = owner_of(configs[i]);
+        if (owners != (reading.share ? reading.share->owner : std::vector<std::int64_t>())) {
+            continue;
         }
+        (owners == owner_of(configs[0]) ? result.logits : result.other_logits[i]) = after;
     }
-    layers_read += self.shape.heads.layers;
-    done += prefill->total();
-    prefill.reset();
     if (!drafts.empty()) return {};
     readings.pop_front();
     return readings.empty() ? Result<void>() : begin_reading();
@@ -563,13 +558,12 @@ Result<void> PrefillJob::Impl::draft_token() {
 }
 
 Result<bool> PrefillJob::Impl::step(std::int64_t most_tokens) {
-    if (device) return device->step(most_tokens);
     if (readings.empty()) return true;
-    if (!drafts.empty()) {
+    if (!reads()) {
         if (auto drafted = draft_token(); !drafted) return tl::unexpected(drafted.error());
         return false;
     }
-    auto read = prefill->step(most_tokens);
+    auto read = device ? device->step(most_tokens) : prefill->step(most_tokens);
     if (!read || !*read) return read;
     if (auto ended = end_reading(); !ended) return tl::unexpected(ended.error());
     return readings.empty();
@@ -583,49 +577,31 @@ Result<bool> PrefillJob::step(std::int64_t most_tokens) {
 }
 
 std::int64_t PrefillJob::done() const {
-    if (impl_->device) return impl_->device->done();
-    return impl_->done + (impl_->prefill ? impl_->prefill->done() : 0);
+    if (!impl_->reads()) return impl_->done;
+    return impl_->done + (impl_->device ? impl_->device->done() : impl_->prefill->done());
 }
 std::int64_t PrefillJob::total() const {
-    const auto layers = impl_->engine().shape.heads.layers;
-    if (impl_->device) return impl_->device->tokens() * layers;
-    return impl_->done + (impl_->prefill ? impl_->prefill->total() : 0) +
-           impl_->expected_readings() * std::ssize(impl_->prompt) * layers;
+    const auto expected =
+        impl_->expected_readings() * std::ssize(impl_->prompt) * impl_->engine().shape.heads.layers;
+    if (!impl_->reads()) return impl_->done + expected;
+    return impl_->done + expected +
+           (impl_->device ? impl_->device->total() : impl_->prefill->total());
 }
 std::int64_t PrefillJob::layers_done() const {
-    if (impl_->device) return impl_->device->layer();
-    return impl_->layers_read + (impl_->prefill ? impl_->prefill->layer() : 0);
+    if (!impl_->reads()) return impl_->layers_read;
+    return impl_->layers_read + (impl_->device ? impl_->device->layer() : impl_->prefill->layer());
 }
 std::int64_t PrefillJob::layers() const {
-    const auto layers = impl_->engine().shape.heads.layers;
-    if (impl_->device) return layers;
-    return impl_->layers_read + (impl_->expected_readings() + (impl_->prefill ? 1 : 0)) * layers;
+    return impl_->layers_read + (impl_->expected_readings() + (impl_->reads() ? 1 : 0)) *
+                                    impl_->engine().shape.heads.layers;
 }
 
 Result<PrefillResult> PrefillJob::finish() {
-    const auto start = now_ms();
-    auto& self = impl_->engine();
     assert(done() == total());
     auto result = std::move(impl_->result);
-    if (impl_->device) {
-        auto& reader = *impl_->device;
-        auto logits = reader.logits(reader.tokens() - 1, 1);
-        if (!logits) return tl::unexpected(logits.error());
-        result.logits = std::move(*logits);
-        result.compress_ms = reader.compress_ms();
-        result.scratch_bytes = reader.scratch_bytes();
-        result.sequences = self.device->take(reader, self.next_id);
-        impl_->device.reset();
-        result.prefill_ms = impl_->spent_ms + now_ms() - start;
-        return result;
-    }
-    for (auto& sequence : impl_->filled) {
-        result.sequences.push_back(self.next_id);
-        self.sequences.emplace(self.next_id++, std::move(*sequence));
-    }
-    impl_->filled.clear();
-    result.readings = impl_->layers_read / self.shape.heads.layers;
-    result.prefill_ms = impl_->spent_ms + now_ms() - start;
+    result.sequences = std::exchange(impl_->filled, {});
+    result.readings = impl_->layers_read / impl_->engine().shape.heads.layers;
+    result.prefill_ms = impl_->spent_ms;
     return result;
 }
 

@@ -473,7 +473,7 @@ TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
         DeviceEngine engine(*pipeline, pair.model, {.chunk = 256});
         auto config = method_config(method, 48, shape);
         config.layout = layout;
-        auto prefill = engine.start_prefill(prompt, {&config, 1}, 16);
+        auto prefill = engine.start_prefill(prompt, {&config, 1}, {}, 16);
         EXPECT_TRUE(prefill);
         for (bool done = false; prefill && !done;) {
             const auto step = (*prefill)->step();

@@ -155,14 +155,46 @@ TEST_F(Draft, ThereIsNoneWhereTheContextEnds) {
               engine().positions(sequence(prompt, config("snapkv", 30, 0))));
 }
 
-TEST_F(Draft, DevicesRefuseIt) {
-    auto other = Engine::create(pair_->model, {.chunk = 64, .stock_operations = true});
-    ASSERT_TRUE(other);
-    const auto asked = config("snapkv", 30, 6);
-    const auto refused = (*other)->prefill(random_tokens(200, 8), {&asked, 1});
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
-    EXPECT_NE(refused.error().message.find("--draft"), std::string::npos);
+// Devices compute with other operations: a row may be another where two are as good.
+TEST_F(Draft, DevicesKeepWhatTheCpuDoes) {
+    auto made = Engine::create(pair_->model, {.chunk = 256, .stock_operations = true});
+    ASSERT_TRUE(made);
+    auto& device = **made;
+    const auto prompt = random_tokens(600, 8);
+    const std::vector<MethodConfig> configs = {config("snapkv", 30, 4), config("headkv-r2", 40, 0),
+                                               config("headkv-r2", 30, 9), config("ada-kv", 30, 4),
+                                               config("full", 0, 0)};
+    const auto ours = device.prefill(prompt, configs);
+    ASSERT_TRUE(ours) << ours.error().message;
+    const auto right = engine().prefill(prompt, configs).value();
+    EXPECT_EQ(ours->readings, right.readings);
+    EXPECT_GT(ours->readings, 1);
+    for (std::size_t i = 0; i < configs.size(); ++i) {
+        const auto& name = configs[i].method;
+        EXPECT_LT(logit_error(ours->logits_of(i), right.logits_of(i)), 0.01) << name;
+        EXPECT_EQ(device.info(ours->sequences[i]).prompt_tokens, 600);
+        EXPECT_GE(mean_jaccard(device.positions(ours->sequences[i]),
+                               engine().positions(right.sequences[i])),
+                  0.97)
+            << name << " " << configs[i].options.draft;
+        const auto info = device.info(ours->sequences[i]);
+        EXPECT_EQ(info.plan_bytes, engine().info(right.sequences[i]).plan_bytes) << name;
+        const DecodeInput next{.sequence = ours->sequences[i], .token = 5},
+            same{.sequence = right.sequences[i], .token = 5};
+        ASSERT_TRUE(device.decode({&next, 1}));
+        ASSERT_TRUE(engine().decode({&same, 1}));
+        EXPECT_LT(logit_error(device.logits(0), engine().logits(0)), 0.1) << name;
+        device.release(ours->sequences[i]);
+        engine().release(right.sequences[i]);
+    }
+    // A job that is left gives its slots back.
+    {
+        auto job = device.start_prefill(prompt, {configs.data(), 1}).value();
+        for (int i = 0; i < 12; ++i) ASSERT_TRUE(job.step());
+        EXPECT_LT(job.done(), job.total());
+    }
+    EXPECT_EQ(device.device_peak_bytes() > 0, true);
+    EXPECT_TRUE(device.prefill(prompt, configs));
 }
 
 }  // namespace
