@@ -68,7 +68,9 @@ void add_result(const json& result, Curves& curves) {
                                  .points = {}});
         curve = std::prev(curves.curves.end());
     }
-    curve->points.push_back({.rows = result["rows_kept_mean"].get<double>() * bits / 32,
+    // A mean over examples is 32.00000000000002 where each had 32, and 32 would be too few for it.
+    const double rows = std::round(result["rows_kept_mean"].get<double>() * 1e6) / 1e6;
+    curve->points.push_back({.rows = rows * bits / 32,
                              .share = result["kv_bytes"].get<double>() / full,
                              .dlogprob = result["dlogprob"].get<double>(),
                              .low = (*interval)[0].get<double>(),

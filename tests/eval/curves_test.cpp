@@ -40,11 +40,14 @@ json results(json list) {
 TEST(Curves, AreReadOutOfResults) {
     json part = result("snapkv", 32, -1, 0.5);
     part["group"] = "single";
+    part["rows_kept_mean"] = 31.9;
+    json summed = result("snapkv", 32, -1, 0.5);
+    summed["rows_kept_mean"] = 32.00000000000002;
     json blind = result("snapkv", 16, 0, 0);
     blind.erase("dlogprob");
     const auto curves = curves_of_results(
         results({part, blind, result("headkv-r2:heads=mine.json", 32, 0, 1),
-                 result("snapkv", 128, -0.1, 0.9), result("snapkv", 32, -1, 0.5),
+                 result("snapkv", 128, -0.1, 0.9), summed,
                  result("snapkv:kv-type=q4_0", 128, -0.2, 0.8, "q4_0"), result("full", 0, 0, 1),
                  result("full:kv-type=q4_0", 0, -0.01, 1, "q4_0")}));
     ASSERT_TRUE(curves) << curves.error().message;
