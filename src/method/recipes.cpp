@@ -312,7 +312,8 @@ MethodOptions default_options(const Recipe& recipe) {
     options.window = 8;
     options.observe = 16;
     options.protect = 1;
-    options.sentences = true;
+    // In place of what they would pool; other scores keep their own way.
+    options.sentences = recipe.chunk == 1 && looks_from_the_end(recipe.score);
     options.group_reduce = GroupReduce::max;
     return options;
 }

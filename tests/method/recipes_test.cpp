@@ -859,6 +859,12 @@ TEST(DefaultOptions, OfHeadImportanceKeepTheFirstRowAndAShortWindow) {
     EXPECT_EQ(headkv.protect, 1);
     EXPECT_EQ(headkv.group_reduce, GroupReduce::max);
     EXPECT_TRUE(headkv.sentences);
+    for (const auto* other : {"chunkkv", "h2o"}) {
+        const auto recipe = with_allocator(**find_recipe(other), AllocateStep::head_importance);
+        ASSERT_TRUE(recipe) << other;
+        EXPECT_FALSE(default_options(*recipe).sentences) << other;
+        EXPECT_EQ(default_options(*recipe).protect, 1) << other;
+    }
     EXPECT_EQ(headkv.kernel, MethodOptions().kernel);
     EXPECT_EQ(default_options(**find_recipe("clusterkv")).reserve, 1);
     const auto snapkv = default_options(**find_recipe("snapkv"));
