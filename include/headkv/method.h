@@ -127,8 +127,9 @@ struct MethodOptions {
     // The queries of the question score, whatever stands behind it. Where MethodConfig does not say
     // where it lies, those of `observe` and `skip_tail`.
     bool observe_question = false;
-    // Tokens of a drafted answer, the queries of which score beside those of the prompt (2505.20334);
-    // 0: none. The prompt is read once to draft from kDraftRows rows and once to select.
+    // Tokens of a drafted answer, the queries of which score beside those of the prompt
+    // (2505.20334); 0: none. The prompt is read once to draft from kDraftRows rows and once to
+    // select.
     std::int64_t draft = 0;
     std::int64_t kernel = 21;  // odd width of the 1-D pooling over positions, stride 1
     Pool pool = Pool::avg;
@@ -182,8 +183,8 @@ double importance_shrink(const MethodOptions& options, double rows);
 // The options that a recipe does best with (docs/results.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
 // every head (few rows starve heads of the one they look at when there is nothing to look at),
-// whole sentences, and the maximum over the query heads of a group; where clusters of keys are
-// ranked, every token of an answer ranks them anew (reserve 1).
+// whole sentences in place of pooling, and the maximum over the query heads of a group; where
+// clusters of keys are ranked, every token of an answer ranks them anew (reserve 1).
 MethodOptions default_options(const Recipe& recipe);
 MethodOptions preset_paper();  // window 8, kernel 7, max pooling, beta 1.2 floor 0.2
 
