@@ -439,6 +439,7 @@ Result<void> PrefillJob::Impl::begin_reading() {
     const auto& self = engine();
     const auto& reading = readings.front();
     std::vector<MethodConfig> wanted;
+    wanted.reserve(reading.configs.size() + reading.drafting.size());
     for (const auto i : reading.configs) wanted.push_back(configs[i]);
     for (const auto& drafting : reading.drafting) wanted.push_back(drafting.config);
     if (self.device) {
