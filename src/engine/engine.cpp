@@ -429,7 +429,7 @@ Result<PrefillTarget> Engine::Impl::target(const MethodConfig& config, std::int6
     return PrefillTarget{
         std::move(*method),
         reserve,
-        SequenceCache(cache_shape, owner_of(config)),
+        SequenceCache(cache_shape, owner_of(config.share)),
         QueryLog(hyper.shape.layers, hyper.head_dim_k * hyper.shape.query_heads, logged),
         std::move(archive),
         std::move(clusters)};
@@ -512,11 +512,9 @@ Result<void> PrefillJob::Impl::end_reading() {
         if (most > 0) drafts.back().tokens.push_back(best_token(after));
     }
     for (std::size_t i = 0; i < configs.size() && !after.empty(); ++i) {
-        const auto owners = owner_of(configs[i]);
-        if (owners != (reading.share ? reading.share->owner : std::vector<std::int64_t>())) {
-            continue;
-        }
-        (owners == owner_of(configs[0]) ? result.logits : result.other_logits[i]) = after;
+        const auto owners = owner_of(configs[i].share);
+        if (owners != owner_of(reading.share)) continue;
+        (owners == owner_of(configs[0].share) ? result.logits : result.other_logits[i]) = after;
     }
     if (!drafts.empty()) return {};
     readings.pop_front();
@@ -915,10 +913,10 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
     const bool recalls = !selections.empty();
     // Rows that no sequence of the step stores are not computed.
     const auto& first = items[0].sequence->state.method.config();
-    auto owner = owner_of(first);
+    auto owner = owner_of(first.share);
     for (const auto& item : items) {
         const auto& other = item.sequence->state.method.config();
-        if (other.share != first.share && owner_of(other) != owner) owner.clear();
+        if (other.share != first.share && owner_of(other.share) != owner) owner.clear();
     }
     const auto graph = step_graph(static_cast<std::int64_t>(ids.size()), outputs, recalls, owner);
     if (!graph) return tl::unexpected(graph.error());

@@ -22,8 +22,8 @@ bool same(const MethodConfig& a, const MethodConfig& b) {
 
 }  // namespace
 
-std::vector<std::int64_t> owner_of(const MethodConfig& config) {
-    return config.share ? config.share->owner : std::vector<std::int64_t>();
+std::vector<std::int64_t> owner_of(const std::shared_ptr<const LayerMap>& share) {
+    return share ? share->owner : std::vector<std::int64_t>();
 }
 
 Result<std::deque<Reading>> plan_readings(std::span<const MethodConfig> configs,
@@ -33,9 +33,7 @@ Result<std::deque<Reading>> plan_readings(std::span<const MethodConfig> configs,
     for (std::size_t i = 0; i < configs.size(); ++i) {
         const auto& config = configs[i];
         auto& reading = find_or_add(readings, [&](const Reading& other) {
-            const auto first =
-                other.configs.empty() ? other.drafting[0].wanted_by[0] : other.configs[0];
-            return owner_of(configs[first]) == owner_of(config);
+            return owner_of(other.share) == owner_of(config.share);
         });
         reading.share = config.share;
         const auto bytes = row_bytes(config.store, dim_k, dim_v);

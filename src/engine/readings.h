@@ -27,8 +27,8 @@ struct Reading {
     std::vector<Token> draft = {};  // read behind the prompt
 };
 
-// [layers] as LayerMap has it; empty where every layer owns its rows.
-std::vector<std::int64_t> owner_of(const MethodConfig& config);
+// [layers] as LayerMap has it; empty where every layer owns its rows (null).
+std::vector<std::int64_t> owner_of(const std::shared_ptr<const LayerMap>& share);
 
 // The readings to begin with: one for each map of shared layers, in the order of the
 // configurations. The cache that drafts for a configuration is its own method's without a draft,
