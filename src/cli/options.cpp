@@ -1,12 +1,12 @@
 #include "cli/options.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
+#include "cli/numbers.h"
 #include "engine/placement.h"
 #include "headkv/session.h"
 #include "model/cores.h"
@@ -33,14 +33,12 @@ std::string size_error(const std::string& text) {
 }
 
 Result<double> parse_rows(std::string_view text) {
-    double value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value) ||
-        value <= 0) {
+    const auto value = number<double>(text);
+    if (!value || !std::isfinite(*value) || *value <= 0) {
         return bad_input("--rows {} is no number of rows per head: give one above 0, such as 128",
                          text);
     }
-    return value;
+    return *value;
 }
 
 // Several files may be given: each method takes the one measured for it, else the first.
@@ -84,22 +82,20 @@ Result<std::shared_ptr<const HeadScores>> scores_of(const MethodArguments& argum
 }
 
 Result<std::int64_t> queries_to_observe(std::string_view text) {
-    std::int64_t value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || value < 0) {
+    const auto value = number<std::int64_t>(text);
+    if (!value || *value < 0) {
         return bad_input("--observe {} is unknown: give 0 or more queries, or question", text);
     }
-    return value;
+    return *value;
 }
 
 Result<double> share_or_auto(std::string_view text) {
     if (text == "auto") return kByBudget;
-    double value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || !(value >= 0 && value <= 1)) {
+    const auto value = number<double>(text);
+    if (!value || !(*value >= 0 && *value <= 1)) {
         return bad_input("--shrink {} is unknown: give 0 to 1, or auto", text);
     }
-    return value;
+    return *value;
 }
 
 // The map of layers that share rows: --share, or for methods that need one by fingerprint.

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <system_error>
 #include <utility>
 
+#include "cli/numbers.h"
 #include "cli/options.h"
 
 namespace headkv::cli {
@@ -14,13 +14,9 @@ namespace headkv::cli {
 namespace {
 
 template <class T>
-Result<T> number(std::string_view text, std::string_view option) {
-    T value{};
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size()) {
-        return bad_input("{}={} is no number", option, text);
-    }
-    return value;
+Result<T> number_of(std::string_view text, std::string_view option) {
+    const auto value = number<T>(text);
+    return value ? Result<T>(*value) : bad_input("{}={} is no number", option, text);
 }
 
 // What every method takes besides the options of its steps.
@@ -88,14 +84,14 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
     }
     for (const auto& [known, target] : integers) {
         if (known != name) continue;
-        const auto value = number<std::int64_t>(text, name);
+        const auto value = number_of<std::int64_t>(text, name);
         if (!value) return tl::unexpected(value.error());
         *target = *value;
         return {};
     }
     for (const auto& [known, target] : reals) {
         if (known != name) continue;
-        const auto value = number<double>(text, name);
+        const auto value = number_of<double>(text, name);
         if (!value) return tl::unexpected(value.error());
         *target = *value;
         return {};
