@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,10 @@ struct LoadOptions {
     std::string device = "auto";
     int threads = 0;            // 0: one per core
     bool extra_buffers = true;  // repacked / AMX weight layouts where ggml offers them
+    // Matrices that multiply the same columns lie one under another, for one product in place of
+    // several: by default where weights are copied into a device's own memory. Elsewhere it costs
+    // a copy of the weights.
+    std::optional<bool> join = {};
     // All layers, front to back, instead of `device`: the first stage embeds the tokens, the last
     // one makes the logits; these two may have no layers. Engines compute stage after stage, with
     // ggml's own operations.

@@ -33,11 +33,14 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
     const auto tokens = x->ne[1];
     auto* normed = rows ? norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm)
                         : norm_for({&layer.wq}, x, layer.attention_norm);
+    auto* all = rows && joined(layer.qkv) ? linear(layer.qkv, normed) : nullptr;
+    std::size_t above = 0;
     const auto heads = [&](const Matrix& w, ggml_tensor* bias, std::int64_t dim,
                            std::int64_t count) {
-        auto* y = linear(w, normed);
+        auto* y = all != nullptr ? part_of(all, w.out, above) : linear(w, normed);
         if (bias != nullptr) y = ggml_add(context, y, bias);
-        return ggml_reshape_3d(context, y, dim, count, tokens);
+        const auto row = static_cast<std::size_t>(dim) * sizeof(float);
+        return ggml_view_3d(context, y, dim, count, tokens, row, y->nb[1], 0);
     };
     const auto& shape = hyper.shape;
     auto* q = heads(layer.wq, layer.bq, hyper.head_dim_k, shape.query_heads);
@@ -49,7 +52,14 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
     auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
     if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
     if (layer.k_norm != nullptr) k = norm(k, layer.k_norm);
+    if (!ggml_is_contiguous(v)) v = ggml_cont(context, v);
     return {rotate(layer, q, positions), rotate(layer, k, positions), v, q};
+}
+
+ggml_tensor* GraphBuilder::part_of(ggml_tensor* all, std::int64_t rows, std::size_t& above) const {
+    auto* part = ggml_view_2d(context, all, rows, all->ne[1], all->nb[1], above);
+    above += static_cast<std::size_t>(rows) * sizeof(float);
+    return part;
 }
 
 ggml_tensor* GraphBuilder::rotate(const LayerWeights& layer, ggml_tensor* x,
@@ -67,6 +77,10 @@ ggml_tensor* GraphBuilder::finish_layer(const LayerWeights& layer, ggml_tensor* 
                                         ggml_tensor* attention) const {
     x = ggml_add_inplace(context, x, linear(layer.wo, attention));
     auto* normed = norm_for({&layer.gate, &layer.up}, x, layer.ffn_norm);
+    if (joined(layer.gate_up)) {
+        auto* gated = ggml_swiglu(context, linear(layer.gate_up, normed));
+        return ggml_add_inplace(context, x, linear(layer.down, gated));
+    }
     auto* gate = linear(layer.gate, normed);
     auto* up = linear(layer.up, normed);
     auto* gated = bf16_inputs({&layer.down}, x->ne[1]) ? several->swiglu(context, gate, up)

@@ -19,6 +19,11 @@ struct GraphBuilder {
     // w x for columns of x [in, tokens] -> [out, tokens]. The one place that decides how a matrix
     // is multiplied.
     ggml_tensor* linear(const Matrix& w, ggml_tensor* x) const;
+    // Whether products with the parts of `whole` are one product: not in the CPU's own engine,
+    // which takes one matrix at a time.
+    bool joined(const Matrix& whole) const { return several == nullptr && whole; }
+    // f32 rows of a product of a joined matrix, from byte `above` on, which moves behind them.
+    ggml_tensor* part_of(ggml_tensor* all, std::int64_t rows, std::size_t& above) const;
     ggml_tensor* norm(ggml_tensor* x, ggml_tensor* weight) const;
     // The same as the input of products with these matrices alone, in whatever type they take.
     ggml_tensor* norm_for(std::initializer_list<const Matrix*> products, ggml_tensor* x,

@@ -67,10 +67,11 @@ bool supports_rows(ggml_backend_dev_t device, ggml_type type, std::int64_t in, s
 // own memory.
 class Loader {
 public:
-    Loader(const GgufFile& file, StageWeights& stage, bool extra_buffers)
+    Loader(const GgufFile& file, StageWeights& stage, const LoadOptions& options)
         : stage_(stage), file_(file) {
         default_type_ = ggml_backend_dev_buffer_type(stage.device);
-        if (!extra_buffers) return;
+        join_ = options.join.value_or(!ggml_backend_buft_is_host(default_type_));
+        if (!options.extra_buffers) return;
         const auto registry = ggml_backend_dev_backend_reg(stage.device);
         const auto get_extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
             ggml_backend_reg_get_proc_address(registry, "ggml_backend_dev_get_extra_bufts"));
@@ -80,9 +81,10 @@ public:
         }
     }
 
-    // [in, out]; `gathered` matrices are read by rows as well and stay in the plain layout.
+    // [in, out]; `gathered` matrices are read by rows as well and stay in the plain layout. With
+    // `whole` it is these rows of that matrix, from `above` on.
     Matrix matrix(const std::string& name, std::int64_t in, std::int64_t out, Presence presence,
-                  bool gathered = false) {
+                  bool gathered = false, ggml_tensor* whole = nullptr, std::int64_t above = 0) {
         const auto* found = find(name, presence, {in, out, 1, 1});
         if (found == nullptr) return {};
         if (!supports_product(stage_.device, default_type_, found->type, in, out)) {
@@ -91,14 +93,46 @@ public:
                                  ggml_backend_dev_name(stage_.device)));
             return {};
         }
-        auto* type = gathered ? default_type_ : best_type(found);
         Matrix result;
-        result.tensor = place(found, type);
+        result.tensor = whole != nullptr
+                            ? place_in(found, whole, above)
+                            : place(found, gathered ? default_type_ : best_type(found));
         result.file = file_.tensor_bytes(found);
         result.file_type = found->type;
         result.in = in;
         result.out = out;
         return result;
+    }
+
+    struct Part {
+        std::string name;
+        std::int64_t out;
+        Matrix& to;
+    };
+
+    // Matrices [in, out] of the same columns. Returns all as one, [in, sum of out], if they are to
+    // be joined, have one type and no better layout than the plain one.
+    Matrix matrices(std::initializer_list<Part> parts, std::int64_t in) {
+        Matrix whole;
+        whole.in = in;
+        const auto* first = file_.tensor(parts.begin()->name);
+        bool join = join_ && first != nullptr && best_type(first) == default_type_;
+        for (const Part& part : parts) {
+            const auto* found = file_.tensor(part.name);
+            join = join && found != nullptr && found->type == first->type;
+            whole.out += part.out;
+        }
+        if (join) {
+            whole.file_type = first->type;
+            whole.tensor = ggml_new_tensor_2d(context_for(joined_), first->type, in, whole.out);
+        }
+        std::int64_t above = 0;
+        for (const Part& part : parts) {
+            part.to = matrix(part.name, in, part.out, Presence::required, false,
+                             join ? whole.tensor : nullptr, above);
+            above += part.out;
+        }
+        return join ? whole : Matrix{};
     }
 
     // The same matrix for products alone: a second copy where there is a better layout for them, as
@@ -136,7 +170,8 @@ public:
                 return copied;
             }
         }
-        return {};
+        if (joined_.context == nullptr) return {};
+        return copy(default_type_, joined_);
     }
 
 private:
@@ -171,18 +206,34 @@ private:
         return best == extra_types_.end() ? default_type_ : *best;
     }
 
-    ggml_tensor* place(const ggml_tensor* found, ggml_backend_buffer_type_t type) {
-        auto& pending = pending_[type];
+    ggml_context* context_for(Pending& pending) {
         if (pending.context == nullptr) {
-            const auto most = static_cast<std::size_t>(gguf_get_n_tensors(file_.meta()));
+            // A joined matrix stands beside at least two of the file.
+            const auto most = 2 * static_cast<std::size_t>(gguf_get_n_tensors(file_.meta()));
             ggml_init_params params{(most + 1) * ggml_tensor_overhead(), nullptr, true};
             stage_.contexts.emplace_back(ggml_init(params));
             pending.context = stage_.contexts.back().get();
         }
-        ggml_tensor* tensor = ggml_dup_tensor(pending.context, found);
+        return pending.context;
+    }
+
+    static ggml_tensor* add(Pending& pending, ggml_tensor* tensor, const ggml_tensor* found) {
         ggml_set_name(tensor, ggml_get_name(found));
         pending.tensors.emplace_back(tensor, found);
         return tensor;
+    }
+
+    ggml_tensor* place(const ggml_tensor* found, ggml_backend_buffer_type_t type) {
+        auto& pending = pending_[type];
+        return add(pending, ggml_dup_tensor(context_for(pending), found), found);
+    }
+
+    ggml_tensor* place_in(const ggml_tensor* found, ggml_tensor* whole, std::int64_t above) {
+        const auto row = whole->nb[1];
+        return add(joined_,
+                   ggml_view_2d(context_for(joined_), whole, found->ne[0], found->ne[1], row,
+                                static_cast<std::size_t>(above) * row),
+                   found);
     }
 
     bool aligned(const ggml_tensor* found) const {
@@ -228,6 +279,8 @@ private:
     ggml_backend_buffer_type_t default_type_ = nullptr;
     std::vector<ggml_backend_buffer_type_t> extra_types_;
     std::map<ggml_backend_buffer_type_t, Pending> pending_;
+    Pending joined_;  // views of joined matrices, in the default buffer type
+    bool join_ = false;
     std::string complaint_;
 };
 
@@ -240,9 +293,10 @@ LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) 
     const auto o_size = hyper.shape.query_heads * hyper.head_dim_v;
     LayerWeights weights;
     weights.attention_norm = loader.vector(name("attn_norm.weight"), hyper.embedding, need);
-    weights.wq = loader.matrix(name("attn_q.weight"), hyper.embedding, q_size, need);
-    weights.wk = loader.matrix(name("attn_k.weight"), hyper.embedding, k_size, need);
-    weights.wv = loader.matrix(name("attn_v.weight"), hyper.embedding, v_size, need);
+    weights.qkv = loader.matrices({{name("attn_q.weight"), q_size, weights.wq},
+                                   {name("attn_k.weight"), k_size, weights.wk},
+                                   {name("attn_v.weight"), v_size, weights.wv}},
+                                  hyper.embedding);
     weights.wo = loader.matrix(name("attn_output.weight"), o_size, hyper.embedding, need);
     if (const auto bias = hyper.traits->qkv_bias; bias != Presence::never) {
         weights.bq = loader.vector(name("attn_q.bias"), q_size, bias);
@@ -254,20 +308,20 @@ LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) 
         weights.k_norm = loader.vector(name("attn_k_norm.weight"), hyper.head_dim_k, norm);
     }
     weights.ffn_norm = loader.vector(name("ffn_norm.weight"), hyper.embedding, need);
-    weights.gate =
-        loader.matrix(name("ffn_gate.weight"), hyper.embedding, hyper.feed_forward, need);
-    weights.up = loader.matrix(name("ffn_up.weight"), hyper.embedding, hyper.feed_forward, need);
+    weights.gate_up = loader.matrices({{name("ffn_gate.weight"), hyper.feed_forward, weights.gate},
+                                       {name("ffn_up.weight"), hyper.feed_forward, weights.up}},
+                                      hyper.embedding);
     weights.down =
         loader.matrix(name("ffn_down.weight"), hyper.feed_forward, hyper.embedding, need);
     return weights;
 }
 
-Result<void> load_weights(Model::Impl& model, bool extra_buffers) {
+Result<void> load_weights(Model::Impl& model, const LoadOptions& options) {
     const auto& hyper = model.hyper;
     auto& weights = model.weights;
     std::deque<Loader> loaders;
     for (StageWeights& stage : model.stages) {
-        auto& loader = loaders.emplace_back(*model.file, stage, extra_buffers);
+        auto& loader = loaders.emplace_back(*model.file, stage, options);
         if (&stage == &model.stages.front()) {
             weights.token_embedding = loader.matrix("token_embd.weight", hyper.embedding,
                                                     hyper.vocabulary, Presence::required, true);
@@ -459,7 +513,7 @@ Result<std::shared_ptr<const Model>> load_checked(
     if (!stages) return tl::unexpected(stages.error());
     model->stages = std::move(*stages);
     embed_where_supported(model->stages, *model->file);
-    if (auto loaded = load_weights(*model, options.extra_buffers); !loaded) {
+    if (auto loaded = load_weights(*model, options); !loaded) {
         return tl::unexpected(loaded.error());
     }
     describe_stages(info, model->stages);

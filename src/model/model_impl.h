@@ -33,6 +33,9 @@ struct LayerWeights {
     ggml_tensor *q_norm = nullptr, *k_norm = nullptr;  // [head_dim_k]
     ggml_tensor* ffn_norm = nullptr;                   // [embedding]
     Matrix gate, up, down;                             // [embedding, feed_forward] twice, and back
+    // wq, wk and wv one under another, gate and up likewise: the same memory, for one product in
+    // place of several. Empty where they lie apart (LoadOptions::join).
+    Matrix qkv, gate_up;
     ggml_tensor* rope_factors = nullptr;  // [rope dimensions / 2], Llama 3.1+; one a stage
 };
 

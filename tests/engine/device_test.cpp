@@ -26,8 +26,10 @@ protected:
     // HEADKV_TEST_DEVICE names the other side: "cpu" unless given, "cuda" in tools/gpu-check.
     Device() : pair(several_heads(), 256) {
         const char* name = std::getenv("HEADKV_TEST_DEVICE");
-        auto model = Model::load(pair.folder / "tiny.gguf",
-                                 {.device = name == nullptr ? "cpu" : name, .threads = 2});
+        // Joined as on devices with memory of their own; stages_test has matrices that lie apart.
+        auto model =
+            Model::load(pair.folder / "tiny.gguf",
+                        {.device = name == nullptr ? "cpu" : name, .threads = 2, .join = true});
         EXPECT_TRUE(model) << (model ? "" : model.error().message);
         if (model) there = *model;
         device = other(1);
