@@ -241,8 +241,12 @@ LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) 
     LayerWeights weights;
     weights.attention_norm = loader.vector(name("attn_norm.weight"), hyper.embedding, need);
     weights.wq = loader.matrix(name("attn_q.weight"), hyper.embedding, q_size, need);
-    weights.wk = loader.matrix(name("attn_k.weight"), hyper.embedding, k_size, need);
-    weights.wv = loader.matrix(name("attn_v.weight"), hyper.embedding, v_size, need);
+    if (!hyper.share || hyper.share->owns(layer)) {
+        weights.wk = loader.matrix(name("attn_k.weight"), hyper.embedding, k_size, need);
+    }
+    if (!hyper.traits->latent) {
+        weights.wv = loader.matrix(name("attn_v.weight"), hyper.embedding, v_size, need);
+    }
     weights.wo = loader.matrix(name("attn_output.weight"), o_size, hyper.embedding, need);
     if (const auto bias = hyper.traits->qkv_bias; bias != Presence::never) {
         weights.bq = loader.vector(name("attn_q.bias"), q_size, bias);
@@ -393,6 +397,7 @@ ModelInfo info_of(const GgufFile& file, const Hyper& hyper, const std::filesyste
     info.feed_forward = hyper.feed_forward;
     info.vocabulary = hyper.vocabulary;
     info.context = hyper.context;
+    info.share = hyper.share;
     info.row_bytes = (hyper.head_dim_k + hyper.head_dim_v) * 2;
     info.fingerprint = fingerprint(file, hyper);
     const bool tied = file.tensor("output.weight") == nullptr;
