@@ -21,6 +21,8 @@ struct LayerMap {
     std::int64_t tried = 0;            // pairs of layers that were tried for it
     std::string settings_json = "{}";  // free-form object of the calibration's settings
     std::string created_by;
+    // The model was trained to share so (ModelInfo::share): it has no other way.
+    bool trained = false;
 
     std::int64_t layers() const { return static_cast<std::int64_t>(owner.size()); }
     std::int64_t owner_of(std::int64_t layer) const {
@@ -32,6 +34,8 @@ struct LayerMap {
     std::int64_t last_reader(std::int64_t layer) const;
 };
 
+// What is wrong where owners are not as LayerMap::owner says; empty where nothing is.
+std::string wrong_owner(const std::vector<std::int64_t>& owner);
 // Errors (bad_input): unreadable, not JSON, wrong format or counts, an owner that comes later or
 // owns nothing.
 Result<LayerMap> load_layer_map(const std::filesystem::path& file);

@@ -80,6 +80,7 @@ struct Recipe {
     // does not say another type.
     std::optional<StoreStep> recall = {};
     bool shares = false;  // needs MethodConfig::share, which others may have
+    bool latent = false;  // of models that were trained to share latent rows, see check_latent()
 };
 
 // The table, in display order.
@@ -93,6 +94,9 @@ std::vector<AllocateStep> allocators_of(const Recipe& recipe);
 Result<AllocateStep> parse_allocator(std::string_view name);
 // The options that a recipe's steps read, by their names on the command line ("window", "kernel").
 std::vector<std::string_view> option_names(const Recipe& recipe);
+// Error (bad_input): the recipe is of models that were trained to share latent rows, and the map is
+// none of theirs (LayerMap::trained; null: no map).
+Result<void> check_latent(const Recipe& recipe, const LayerMap* share);
 // Error (bad_input): unknown name; suggests the nearest one and lists all.
 Result<const Recipe*> find_recipe(std::string_view name);
 
@@ -238,7 +242,8 @@ struct MethodConfig {
     std::optional<StoreStep> recall = {};
     // Layers that read the rows of earlier ones and own none: what they do not take goes to the
     // others, at the same bytes. An owner's rows are selected for all who read them. CPU engine
-    // only; what is read with one map is another computation than with another or without.
+    // only; what is read with one map is another computation than with another or without. Engines
+    // put the map of a model that was trained with one here (ModelInfo::share).
     std::shared_ptr<const LayerMap> share = {};
     // Parts of the prompt that every head keeps, within the budget, as long as the sequence lives.
     std::vector<PositionSpan> keep = {};

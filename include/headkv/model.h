@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "headkv/error.h"
+#include "headkv/layer_map.h"
 #include "headkv/scores.h"
 #include "headkv/tokenizer.h"
 
@@ -53,6 +54,9 @@ struct ModelInfo {
     std::string device;             // "cpu", "cuda0", ...; of several stages "cpu+cuda0"
     std::vector<Stage> stages;      // front to back, at least one; with its device's name
     int threads = 1;
+    // Layers that read the rows of earlier ones, as the model was trained: engines share so,
+    // whatever the method. Null: every layer has its own.
+    std::shared_ptr<const LayerMap> share;
 };
 
 // What a file's header says of a model: no weight is loaded, `device` and `stages` stay empty.

@@ -124,9 +124,10 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
             return tl::unexpected(known.error());
         }
         MethodArguments one = method;
-        if (const auto own = *written_method(method, written); own.method == "full") {
+        const auto own = *written_method(method, written);
+        if (const auto recipe = *method_recipe(own); recipe.allocate == AllocateStep::all) {
             // The reference itself; with rows of other types it is compared, too, as one budget.
-            if (*method_store(own) == StoreTypes()) continue;
+            if (*method_store(own, recipe) == StoreTypes()) continue;
             one.rows.clear();
             if (auto added = add(one, written, 0); !added) return tl::unexpected(added.error());
             continue;

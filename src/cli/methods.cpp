@@ -10,7 +10,6 @@
 #include "cli/common.h"
 #include "cli/method_pages.h"
 #include "headkv/method.h"
-#include "method/missing_methods.h"
 
 namespace headkv::cli {
 
@@ -88,6 +87,7 @@ ordered_json json_of(const Recipe& recipe) {
             {"allocators", allocators_json(recipe)},
             {"options", options_of(recipe)},
             {"shares_layers", recipe.shares},
+            {"latent", recipe.latent},
             {"recall", recipe.recall ? ordered_json(name_of(*recipe.recall)) : ordered_json()},
             {"paper", recipe.paper},
             {"summary", recipe.summary},
@@ -105,10 +105,6 @@ std::string table_text() {
         text += fmt::format("{:<18} {:<18} {:<16} {:<13} {:<6} {}\n", recipe.name,
                             name_of(recipe.score), name_of(recipe.allocate), name_of(recipe.select),
                             name_of(recipe.store), paper_text(recipe));
-    }
-    for (const MissingMethod& method : missing_methods()) {
-        text += fmt::format("{} (arXiv {}) cannot run: {}.\n", method.name, method.paper,
-                            method.missing);
     }
     return text +
            "auto: of these, what measured curves of the model expect most of.\n"
@@ -130,6 +126,9 @@ std::string recipe_text(const Recipe& recipe) {
     if (recipe.shares) {
         text += "  needs    a map of layers that share rows (headkv calibrate --kind share)\n";
     }
+    if (recipe.latent) {
+        text += "  needs    a model that was trained with it (family clla)\n";
+    }
     if (const auto allocators = allocators_text(recipe); !allocators.empty()) {
         text += fmt::format("  allocate may be {}\n", allocators);
     }
@@ -137,13 +136,6 @@ std::string recipe_text(const Recipe& recipe) {
     const std::string_view page = method_page(recipe.name);
     text += page.substr(std::min(page.find('\n'), page.size()));
     return text;
-}
-
-const MissingMethod* missing_method(std::string_view name) {
-    const auto all = missing_methods();
-    const auto found = std::find_if(all.begin(), all.end(),
-                                    [&](const auto& method) { return method.name == name; });
-    return found == all.end() ? nullptr : &*found;
 }
 
 Result<void> methods(const MethodsArguments& arguments) {
@@ -155,12 +147,6 @@ Result<void> methods(const MethodsArguments& arguments) {
     } else if (arguments.name == kAutoMethod) {
         text = method_page(kAutoMethod);
         json.push_back({{"name", kAutoMethod}, {"page", text}});
-    } else if (const auto* missing = missing_method(arguments.name); missing != nullptr) {
-        text = method_page(missing->name);
-        json.push_back({{"name", missing->name},
-                        {"paper", missing->paper},
-                        {"missing", missing->missing},
-                        {"page", text}});
     } else {
         const auto recipe = find_recipe(arguments.name);
         if (!recipe) return tl::unexpected(recipe.error());

@@ -98,9 +98,20 @@ Result<double> share_or_auto(std::string_view text) {
     return *value;
 }
 
-// The map of layers that share rows: --share, or for methods that need one by fingerprint.
+// The map of layers that share rows: the model's own, --share, or for methods that need one by
+// fingerprint.
 Result<std::shared_ptr<const LayerMap>> share_of(const MethodArguments& arguments,
                                                  const Recipe& recipe, const ModelInfo& model) {
+    if (model.share && arguments.share) {
+        return bad_input(
+            "the layers of {} share rows as it was trained, and cannot otherwise: leave --share "
+            "out",
+            model.name);
+    }
+    if (model.share) return model.share;
+    if (auto latent = check_latent(recipe, nullptr); !latent) {
+        return tl::unexpected(latent.error());
+    }
     if (!arguments.share && !recipe.shares) return nullptr;
     auto map = arguments.share ? load_layer_map(*arguments.share)
                                : find_layer_map(score_folders(), model.fingerprint);
@@ -616,8 +627,8 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
     return options;
 }
 
-Result<StoreTypes> method_store(const MethodArguments& arguments) {
-    if (!arguments.kv_type) return StoreTypes();
+Result<StoreTypes> method_store(const MethodArguments& arguments, const Recipe& recipe) {
+    if (!arguments.kv_type) return StoreTypes{recipe.store, recipe.store};
     auto types = parse_store_types(*arguments.kv_type);
     if (!types) types.error().message = "--kv-type: " + types.error().message;
     return types;
@@ -664,7 +675,7 @@ Result<void> check_method(const MethodArguments& arguments, std::string_view wri
     if (own->share) {
         if (const auto map = load_layer_map(*own->share); !map) return tl::unexpected(map.error());
     }
-    const auto store = method_store(*own);
+    const auto store = method_store(*own, *recipe);
     return store ? Result<void>() : tl::unexpected(store.error());
 }
 
@@ -678,7 +689,10 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     if (!budget) return tl::unexpected(budget.error());
     auto options = method_options(*own, *recipe);
     if (!options) return tl::unexpected(options.error());
-    const auto store = method_store(*own);
+    // before the type of its rows, which another model may not be able to have
+    auto share = share_of(*own, *recipe, model);
+    if (!share) return tl::unexpected(share.error());
+    const auto store = method_store(*own, *recipe);
     if (!store) return tl::unexpected(store.error());
     // said here, too, as the engine would say it only when the prompt is read
     if (const auto bytes = row_bytes(*store, model.head_dim_k, model.head_dim_v); !bytes) {
@@ -690,8 +704,6 @@ Result<MethodConfig> method_config(const MethodArguments& arguments, std::string
     if (!recall) return tl::unexpected(recall.error());
     auto scores = scores_of(*own, *recipe, model);
     if (!scores) return tl::unexpected(scores.error());
-    auto share = share_of(*own, *recipe, model);
-    if (!share) return tl::unexpected(share.error());
     return MethodConfig{
         std::string(recipe->name), *budget, *options, std::move(*scores), *store, *layout, *recall,
         std::move(*share)};

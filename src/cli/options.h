@@ -69,7 +69,7 @@ Result<Recipe> method_recipe(const MethodArguments& arguments);
 // What can be checked without a model: budget given once, well-formed, known names.
 Result<Budget> method_budget(const MethodArguments& arguments);
 Result<MethodOptions> method_options(const MethodArguments& arguments, const Recipe& recipe);
-Result<StoreTypes> method_store(const MethodArguments& arguments);
+Result<StoreTypes> method_store(const MethodArguments& arguments, const Recipe& recipe);
 // Nothing without --recall or with "off". Errors (bad_input): unknown type; "off" where the recipe
 // does not go without.
 Result<std::optional<StoreStep>> method_recall(const MethodArguments& arguments,

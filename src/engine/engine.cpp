@@ -119,6 +119,7 @@ struct Engine::Impl {
     const Model::Impl& weights() const { return model->impl(); }
     Prefill::Options prefill_options(bool all_tokens) const {
         Prefill::Options chosen{options.chunk, all_tokens, nullptr};
+        chosen.share = model->info().share;
         if (options.precision != Precision::fast) return chosen;
         chosen.unit = kernels::matrix_unit();
         if (chosen.unit == nullptr && options.bf16_anywhere) {
@@ -129,7 +130,7 @@ struct Engine::Impl {
     Result<void> check_tokens(std::span<const Token> tokens) const;
     Result<void> check_prompt(std::span<const Token> prompt) const;
     Result<void> check_recall(const MethodConfig& config) const;
-    Result<void> check_share(const MethodConfig& config) const;
+    Result<MethodConfig> shared(MethodConfig config) const;
     std::vector<SequenceId> take(Prefill& prefill);
     Result<PrefillTarget> target(const MethodConfig& config, std::int64_t prompt_tokens,
                                  std::int64_t expected_new_tokens) const;
@@ -166,6 +167,12 @@ Result<std::unique_ptr<Engine>> Engine::create(std::shared_ptr<const Model> mode
     if (options.chunk < 1) return bad_input("a chunk of {} tokens: give 1 or more", options.chunk);
     auto pipeline = Pipeline::create(*model);
     if (!pipeline) return tl::unexpected(pipeline.error());
+    if (model->info().share &&
+        (model->info().device != "cpu" || pipeline->size() > 1 || options.stock_operations)) {
+        return bad_input(
+            "layers of this model read the rows of others, which works with the CPU's own kernels "
+            "only: use --device cpu");
+    }
     auto impl = std::make_unique<Impl>();
     const auto& hyper = model->impl().hyper;
     impl->shape = {hyper.shape, hyper.head_dim_k, hyper.head_dim_v,
@@ -269,9 +276,18 @@ Result<void> Engine::Impl::check_recall(const MethodConfig& config) const {
     return bytes ? Result<void>() : tl::unexpected(bytes.error());
 }
 
-// Layers that share rows are read by this CPU's own kernels.
-Result<void> Engine::Impl::check_share(const MethodConfig& config) const {
-    if (!config.share || !device) return {};
+// With the map of a model that was trained with one. Layers that share rows are read by this CPU's
+// own kernels.
+Result<MethodConfig> Engine::Impl::shared(MethodConfig config) const {
+    if (const auto& own = model->info().share) {
+        if (config.share && owner_of(config.share) != own->owner) {
+            return bad_input(
+                "the layers of this model share rows as it was trained, and cannot otherwise: "
+                "leave --share out");
+        }
+        config.share = own;
+    }
+    if (!config.share || !device) return config;
     return bad_input(
         "{} shares rows between layers, which works with the CPU's own kernels only: use --device "
         "cpu",
@@ -345,10 +361,12 @@ PrefillJob::PrefillJob(PrefillJob&&) noexcept = default;
 PrefillJob& PrefillJob::operator=(PrefillJob&&) noexcept = default;
 PrefillJob::~PrefillJob() = default;
 
-Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& config) const {
+Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& asked) const {
     if (auto checked = impl_->check_prompt(prompt); !checked) return checked;
-    if (auto checked = impl_->check_recall(config); !checked) return checked;
-    if (auto checked = impl_->check_share(config); !checked) return checked;
+    if (auto checked = impl_->check_recall(asked); !checked) return checked;
+    const auto shared = impl_->shared(asked);
+    if (!shared) return tl::unexpected(shared.error());
+    const MethodConfig& config = *shared;
     const auto& info = model().info();
     const auto bytes = row_bytes(config.store, info.head_dim_k, info.head_dim_v);
     if (!bytes) return tl::unexpected(bytes.error());
@@ -361,26 +379,28 @@ Result<void> Engine::check(std::span<const Token> prompt, const MethodConfig& co
 }
 
 Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
-                                         std::span<const MethodConfig> configs,
+                                         std::span<const MethodConfig> asked,
                                          std::int64_t expected_new_tokens) {
     const auto start = now_ms();
     auto& self = *impl_;
     if (auto checked = self.check_prompt(prompt); !checked) return tl::unexpected(checked.error());
-    if (configs.empty()) return bad_input("a prefill needs at least one method");
-    for (const auto& config : configs) {
+    if (asked.empty()) return bad_input("a prefill needs at least one method");
+    std::vector<MethodConfig> configs;
+    configs.reserve(asked.size());
+    for (const auto& config : asked) {
         if (auto checked = self.check_recall(config); !checked) {
             return tl::unexpected(checked.error());
         }
-        if (auto checked = self.check_share(config); !checked) {
-            return tl::unexpected(checked.error());
-        }
+        auto shared = self.shared(config);
+        if (!shared) return tl::unexpected(shared.error());
+        configs.push_back(std::move(*shared));
     }
     const auto& hyper = self.weights().hyper;
     auto readings =
         plan_readings(configs, hyper.shape, std::ssize(prompt), hyper.head_dim_k, hyper.head_dim_v);
     if (!readings) return tl::unexpected(readings.error());
     if (self.device) {
-        std::vector<MethodConfig> all(configs.begin(), configs.end());
+        std::vector<MethodConfig> all = configs;
         for (const auto& reading : *readings) {
             for (const auto& drafting : reading.drafting) all.push_back(drafting.config);
         }
@@ -390,10 +410,10 @@ Result<PrefillJob> Engine::start_prefill(std::span<const Token> prompt,
     auto job = std::make_unique<PrefillJob::Impl>();
     job->owner = this;
     job->prompt.assign(prompt.begin(), prompt.end());
-    job->configs.assign(configs.begin(), configs.end());
+    job->configs = std::move(configs);
     job->expected_new_tokens = expected_new_tokens;
     job->readings = std::move(*readings);
-    job->filled.resize(configs.size());
+    job->filled.resize(job->configs.size());
     if (auto begun = job->begin_reading(); !begun) return tl::unexpected(begun.error());
     job->spent_ms = now_ms() - start;
     return PrefillJob(std::move(job));
@@ -644,6 +664,11 @@ Result<std::vector<double>> Engine::value_cosines(std::span<const Token> text,
             "what attention makes of values is seen by the CPU's own kernels only: use --device "
             "cpu");
     }
+    if (self.model->info().share) {
+        return bad_input(
+            "what attention makes of values is a layer's own, and layers of this model read those "
+            "of others");
+    }
     ValueCosines cosines(self.shape);
     auto options = self.prefill_options(true);
     options.cosines = &cosines;
@@ -660,6 +685,11 @@ Result<TextStates> Engine::states(std::span<const Token> text,
     auto& self = *impl_;
     if (auto checked = self.check_prompt(text); !checked) return tl::unexpected(checked.error());
     if (self.device) return bad_input("states of layers are read on the CPU: use --device cpu");
+    const auto& own = self.model->info().share;
+    if (own && share && share->owner != own->owner) {
+        return bad_input(
+            "the layers of this model share rows as it was trained, and not otherwise");
+    }
     const auto& hyper = self.weights().hyper;
     TextStates states;
     const auto heads = hyper.shape.kv_heads, tokens = std::ssize(text);
@@ -669,7 +699,7 @@ Result<TextStates> Engine::states(std::span<const Token> text,
     states.keys.resize(all(hyper.head_dim_k));
     states.values.resize(all(hyper.head_dim_v));
     auto options = self.prefill_options(true);
-    options.share = std::move(share);
+    if (share) options.share = std::move(share);
     options.visit = [&](std::int64_t layer, const LayerRows& rows) {
         const auto take = [&](std::span<const Half> from, std::int64_t dim,
                               std::vector<float>& to) {
@@ -1148,8 +1178,9 @@ SequenceInfo Engine::info(SequenceId sequence) const {
     info.held_bytes = from.state.cache.held_bytes();
     info.allocated_bytes = from.state.cache.allocated_bytes();
     info.archive_bytes = from.state.archive ? from.state.archive->held_bytes() : 0;
-    info.full_bytes =
-        from.prompt_tokens * shape.layers * shape.heads * impl_->model->info().row_bytes;
+    const auto& model = impl_->model->info();
+    info.full_bytes = from.prompt_tokens * shape.heads * model.row_bytes *
+                      (model.share ? model.share->owners() : shape.layers);
     info.store = from.state.method.config().store;
     info.runs_as_full = from.state.method.runs_as_full();
     return info;

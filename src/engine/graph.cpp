@@ -31,8 +31,10 @@ ggml_tensor* GraphBuilder::norm_for(std::initializer_list<const Matrix*> product
 GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_tensor* x,
                                                 ggml_tensor* positions, bool rows) const {
     const auto tokens = x->ne[1];
-    auto* normed = rows ? norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm)
-                        : norm_for({&layer.wq}, x, layer.attention_norm);
+    const bool latent = hyper.traits->latent;
+    auto* normed = !rows    ? norm_for({&layer.wq}, x, layer.attention_norm)
+                   : latent ? norm_for({&layer.wq, &layer.wk}, x, layer.attention_norm)
+                            : norm_for({&layer.wq, &layer.wk, &layer.wv}, x, layer.attention_norm);
     auto* all = rows && joined(layer.qkv) ? linear(layer.qkv, normed) : nullptr;
     std::size_t above = 0;
     const auto heads = [&](const Matrix& w, ggml_tensor* bias, std::int64_t dim,
@@ -43,13 +45,20 @@ GraphBuilder::Projections GraphBuilder::project(const LayerWeights& layer, ggml_
         return ggml_view_3d(context, y, dim, count, tokens, row, y->nb[1], 0);
     };
     const auto& shape = hyper.shape;
+    // [head_dim_v, kv_heads, tokens] of keys: the part that RoPE leaves as it is
+    const auto tail = [&](ggml_tensor* k) {
+        const auto offset =
+            static_cast<std::size_t>(hyper.head_dim_k - hyper.head_dim_v) * k->nb[0];
+        return ggml_cont(context, ggml_view_3d(context, k, hyper.head_dim_v, shape.kv_heads, tokens,
+                                               k->nb[1], k->nb[2], offset));
+    };
     auto* q = heads(layer.wq, layer.bq, hyper.head_dim_k, shape.query_heads);
     if (!rows) {
         if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
         return {rotate(layer, q, positions), nullptr, nullptr, q};
     }
     auto* k = heads(layer.wk, layer.bk, hyper.head_dim_k, shape.kv_heads);
-    auto* v = heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
+    auto* v = latent ? tail(k) : heads(layer.wv, layer.bv, hyper.head_dim_v, shape.kv_heads);
     if (layer.q_norm != nullptr) q = norm(q, layer.q_norm);
     if (layer.k_norm != nullptr) k = norm(k, layer.k_norm);
     if (!ggml_is_contiguous(v)) v = ggml_cont(context, v);

@@ -20,24 +20,6 @@ using nlohmann::json;
 constexpr std::string_view kFormat = "headkv-share/1";
 constexpr std::int64_t kMost = 65536;  // layers, and heads of one: far above any model
 
-// Empty where the owners are as LayerMap says.
-std::string wrong_owner(const std::vector<std::int64_t>& owner) {
-    for (std::size_t layer = 0; layer < owner.size(); ++layer) {
-        const auto other = owner[layer];
-        if (other < 0 || other > static_cast<std::int64_t>(layer)) {
-            return fmt::format(
-                "layer {} reads the rows of layer {}: it must be itself or an "
-                "earlier one",
-                layer, other);
-        }
-        if (owner[static_cast<std::size_t>(other)] != other) {
-            return fmt::format("layer {} reads the rows of layer {}, which owns none", layer,
-                               other);
-        }
-    }
-    return {};
-}
-
 std::string text_of(const json& object, const char* key) {
     const auto found = object.find(key);
     return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
@@ -105,6 +87,23 @@ std::string json_text(const json& value) {
 }
 
 }  // namespace
+
+std::string wrong_owner(const std::vector<std::int64_t>& owner) {
+    for (std::size_t layer = 0; layer < owner.size(); ++layer) {
+        const auto other = owner[layer];
+        if (other < 0 || other > static_cast<std::int64_t>(layer)) {
+            return fmt::format(
+                "layer {} reads the rows of layer {}: it must be itself or an "
+                "earlier one",
+                layer, other);
+        }
+        if (owner[static_cast<std::size_t>(other)] != other) {
+            return fmt::format("layer {} reads the rows of layer {}, which owns none", layer,
+                               other);
+        }
+    }
+    return {};
+}
 
 std::int64_t LayerMap::owners() const {
     std::int64_t count = 0;

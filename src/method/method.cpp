@@ -372,6 +372,7 @@ Plan spread(Plan plan, const MethodConfig& config, const HeadShape& shape) {
 
 // Whether the recipe can select rows that several layers read.
 Result<void> check_share(const Recipe& recipe, const MethodConfig& config, const HeadShape& shape) {
+    if (auto fits = check_latent(recipe, config.share.get()); !fits) return fits;
     if (!config.share) {
         if (!recipe.shares) return {};
         return bad_input(
@@ -380,37 +381,38 @@ Result<void> check_share(const Recipe& recipe, const MethodConfig& config, const
             recipe.name);
     }
     if (auto fits = check_layer_map(*config.share, shape, "", true); !fits) return fits;
+    // A model that was trained to share has no --share to leave out.
+    const bool trained = config.share->trained;
     if (recall_of(config, recipe)) {
-        return bad_input(
-            "{} with --recall cannot share rows between layers: leave --share or --recall out",
-            recipe.name);
+        return bad_input("{} with --recall cannot share rows between layers: leave {} out",
+                         recipe.name, trained ? "--recall" : "--share or --recall");
     }
     const bool selects = recipe.select != SelectStep::all;
     const bool by_position = recipe.select == SelectStep::sinks_recent;
     if (selects && merge_of(recipe, config.options).amount > 0) {
-        return bad_input(
-            "{} cannot merge rows that several layers read: leave --share out, or say --merge 0",
-            recipe.name);
+        return bad_input("{} cannot merge rows that several layers read: {}say --merge 0",
+                         recipe.name, trained ? "" : "leave --share out, or ");
     }
     if (by_position && config.options.in_cache_positions) {
         return bad_input(
-            "{} cannot turn keys that several layers read to places in the cache: leave --share "
-            "out, or say --positions text",
-            recipe.name);
+            "{} cannot turn keys that several layers read to places in the cache: {}say "
+            "--positions text",
+            recipe.name, trained ? "" : "leave --share out, or ");
     }
     if (selects && !config.keep.empty()) {
         return bad_input(
-            "{} cannot keep marked parts of a prompt whose rows several layers read: leave --share "
-            "or the marks out",
-            recipe.name);
+            "{} cannot keep marked parts of a prompt whose rows several layers read: leave {} out",
+            recipe.name, trained ? "the marks" : "--share or the marks");
     }
     if (recipe.score == ScoreStep::output_attention ||
         recipe.score == ScoreStep::expected_attention ||
         recipe.score == ScoreStep::reconstruction) {
         return bad_input(
             "{} looks at more of a layer than attention and keys, which it cannot for several "
-            "layers at once: leave --share out",
-            recipe.name);
+            "layers at once: {}",
+            recipe.name,
+            trained ? "the layers of this model share rows, take another method"
+                    : "leave --share out");
     }
     return {};
 }

@@ -8,7 +8,6 @@
 
 #include "headkv/method.h"
 #include "method/edit_distance.h"
-#include "method/missing_methods.h"
 
 namespace headkv {
 namespace {
@@ -104,16 +103,23 @@ constexpr std::array kRecipes = {
            0,
            {},
            true},
+    Recipe{"clla",
+           ScoreStep::none,
+           A::all,
+           S::all,
+           StoreStep::q4_0,
+           "",
+           "2410.15252",
+           "Keeps every latent row of a model that was trained to share them between layers, in 4 "
+           "bits.",
+           1,
+           0,
+           0,
+           {},
+           false,
+           true},
     Recipe{"random", ScoreStep::random, A::uniform, S::top_k, kF16, "", "",
            "Keeps rows drawn by lot: what a method must beat."},
-};
-
-constexpr std::array kMissing = {
-    MissingMethod{
-        "clla", "2410.15252",
-        "it needs a model that was trained with it (latent rows that layers share), and no "
-        "weights are public; of its parts there are shared layers (--share) and 4-bit rows "
-        "(--kv-type q4_0), together as full:share=FILE:kv-type=q4_0"},
 };
 
 std::string all_names() {
@@ -129,14 +135,18 @@ std::string all_names() {
 
 std::span<const Recipe> recipes() { return kRecipes; }
 
-std::span<const MissingMethod> missing_methods() { return kMissing; }
+Result<void> check_latent(const Recipe& recipe, const LayerMap* share) {
+    if (!recipe.latent || (share != nullptr && share->trained)) return {};
+    return bad_input(
+        "{} needs a model that was trained with it (family clla: latent rows that layers share), "
+        "and no weights are public; of its parts other models can have shared layers (--share) and "
+        "4-bit rows (--kv-type q4_0), together as full:share=FILE:kv-type=q4_0",
+        recipe.name);
+}
 
 Result<const Recipe*> find_recipe(std::string_view name) {
     for (const Recipe& recipe : kRecipes) {
         if (recipe.name == name) return &recipe;
-    }
-    for (const MissingMethod& method : kMissing) {
-        if (method.name == name) return bad_input("{} cannot run: {}", name, method.missing);
     }
     // A name of any length may come in; comparing its start is enough for a suggestion.
     const std::string_view start = name.substr(0, 64);

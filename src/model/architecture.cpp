@@ -4,17 +4,19 @@
 
 #include <array>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 namespace headkv {
 
 namespace {
 
-constexpr std::array<Traits, 3> kTable{{
+constexpr std::array<Traits, 4> kTable{{
     // Llama 2, 3 and 3.1+, Mistral, TinyLlama, SmolLM2
     {"llama", RopeKind::adjacent_pairs, Presence::optional, Presence::never},
     {"qwen2", RopeKind::halves, Presence::required, Presence::never},
     {"qwen3", RopeKind::halves, Presence::optional, Presence::required},
+    {"clla", RopeKind::adjacent_pairs, Presence::never, Presence::never, true},
 }};
 
 // Reads `architecture.key`s and collects the first complaint.
@@ -58,6 +60,9 @@ public:
     }
 
     std::string text(const std::string& key) { return file_.text(prefix_ + key).value_or(""); }
+    std::optional<std::vector<std::int64_t>> integers(const std::string& key) {
+        return file_.integers(prefix_ + key);
+    }
     bool has(const std::string& key) const { return file_.number(prefix_ + key).has_value(); }
 
     void complain(std::string message) {
@@ -95,6 +100,34 @@ Rope read_rope(Reader& reader, const Hyper& hyper) {
     }
     rope.attention_factor = reader.number("rope.scaling.attn_factor", 0, 1e6, 1);
     return rope;
+}
+
+// What a latent family has besides.
+void read_latent(Reader& reader, const GgufFile& file, Hyper& hyper) {
+    if (hyper.shape.kv_heads != 1) {
+        reader.complain(fmt::format("{}: {} KV heads, latent rows are of 1", file.name(),
+                                    hyper.shape.kv_heads));
+    }
+    if (hyper.rope.dimensions + hyper.head_dim_v > hyper.head_dim_k) {
+        reader.complain(
+            fmt::format("{}: a key of {} values has no room for {} that RoPE turns and a latent "
+                        "row of {}",
+                        file.name(), hyper.head_dim_k, hyper.rope.dimensions, hyper.head_dim_v));
+    }
+    const auto owner = reader.integers("attention.shared_from");
+    if (!owner) return;
+    LayerMap map;
+    map.architecture = hyper.traits->name;
+    map.shape = hyper.shape;
+    map.owner = *owner;
+    map.trained = true;
+    if (std::ssize(map.owner) != hyper.shape.layers) {
+        reader.complain(fmt::format("{}: attention.shared_from is of {} layers, the model has {}",
+                                    file.name(), map.owner.size(), hyper.shape.layers));
+    } else if (const auto wrong = wrong_owner(map.owner); !wrong.empty()) {
+        reader.complain(fmt::format("{}: attention.shared_from: {}", file.name(), wrong));
+    }
+    hyper.share = std::make_shared<const LayerMap>(std::move(map));
 }
 
 }  // namespace
@@ -149,6 +182,7 @@ Result<Hyper> read_hyper(const GgufFile& file) {
         reader.complain(fmt::format("{}: sliding-window attention is not supported", file.name()));
     }
     if (reader.complaint().empty()) hyper.rope = read_rope(reader, hyper);
+    if (hyper.traits->latent && reader.complaint().empty()) read_latent(reader, file, hyper);
     if (!reader.complaint().empty()) return bad_input("{}", reader.complaint());
 
     const auto* embedding = file.tensor("token_embd.weight");

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "headkv/error.h"
+#include "headkv/layer_map.h"
 #include "headkv/scores.h"
 #include "model/gguf_file.h"
 
@@ -21,6 +23,10 @@ struct Traits {
     RopeKind rope;
     Presence qkv_bias;
     Presence qk_norm;  // RMS norm over each head of q and k, before RoPE
+    // One KV head: the end of its key, which RoPE leaves as it is, is its value, a latent row. A
+    // layer may read the rows of an earlier one (attention.shared_from) and has no matrix for its
+    // own then (2410.15252; what makes keys and values of latent rows is folded into q and output).
+    bool latent = false;
 };
 
 std::span<const Traits> architectures();
@@ -45,6 +51,7 @@ struct Hyper {
     std::int64_t context = 0;
     float norm_epsilon = 1e-5F;
     Rope rope;
+    std::shared_ptr<const LayerMap> share;  // of latent families, as ModelInfo has it; else null
 };
 
 Result<Hyper> read_hyper(const GgufFile& file);

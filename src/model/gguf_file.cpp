@@ -294,6 +294,22 @@ std::optional<std::int64_t> GgufFile::integer(const std::string& key) const {
     }
 }
 
+std::optional<std::vector<std::int64_t>> GgufFile::integers(const std::string& key) const {
+    const auto id = gguf_find_key(meta_.get(), key.c_str());
+    if (id < 0 || gguf_get_kv_type(meta_.get(), id) != GGUF_TYPE_ARRAY) return std::nullopt;
+    const auto type = gguf_get_arr_type(meta_.get(), id);
+    const auto count = gguf_get_arr_n(meta_.get(), id);
+    if (type == GGUF_TYPE_INT32) {
+        const auto* from = static_cast<const std::int32_t*>(gguf_get_arr_data(meta_.get(), id));
+        return std::vector<std::int64_t>(from, from + count);
+    }
+    if (type == GGUF_TYPE_UINT32) {
+        const auto* from = static_cast<const std::uint32_t*>(gguf_get_arr_data(meta_.get(), id));
+        return std::vector<std::int64_t>(from, from + count);
+    }
+    return std::nullopt;
+}
+
 std::optional<double> GgufFile::number(const std::string& key) const {
     const auto id = gguf_find_key(meta_.get(), key.c_str());
     if (id < 0) return std::nullopt;

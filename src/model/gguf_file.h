@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "headkv/error.h"
 
@@ -51,6 +52,8 @@ public:
     std::optional<std::int64_t> integer(const std::string& key) const;
     std::optional<double> number(const std::string& key) const;
     std::optional<std::string> text(const std::string& key) const;
+    // An array of i32 or u32.
+    std::optional<std::vector<std::int64_t>> integers(const std::string& key) const;
 
     // A tensor's description (type, ne, name); null if absent. Owned by this object.
     const ggml_tensor* tensor(const std::string& tensor_name) const;

@@ -293,10 +293,17 @@ LayerWeights load_layer(Loader& loader, const Hyper& hyper, std::int64_t layer) 
     const auto o_size = hyper.shape.query_heads * hyper.head_dim_v;
     LayerWeights weights;
     weights.attention_norm = loader.vector(name("attn_norm.weight"), hyper.embedding, need);
-    weights.qkv = loader.matrices({{name("attn_q.weight"), q_size, weights.wq},
-                                   {name("attn_k.weight"), k_size, weights.wk},
-                                   {name("attn_v.weight"), v_size, weights.wv}},
-                                  hyper.embedding);
+    if (hyper.traits->latent) {
+        weights.wq = loader.matrix(name("attn_q.weight"), hyper.embedding, q_size, need);
+        if (!hyper.share || hyper.share->owns(layer)) {
+            weights.wk = loader.matrix(name("attn_k.weight"), hyper.embedding, k_size, need);
+        }
+    } else {
+        weights.qkv = loader.matrices({{name("attn_q.weight"), q_size, weights.wq},
+                                       {name("attn_k.weight"), k_size, weights.wk},
+                                       {name("attn_v.weight"), v_size, weights.wv}},
+                                      hyper.embedding);
+    }
     weights.wo = loader.matrix(name("attn_output.weight"), o_size, hyper.embedding, need);
     if (const auto bias = hyper.traits->qkv_bias; bias != Presence::never) {
         weights.bq = loader.vector(name("attn_q.bias"), q_size, bias);
@@ -447,6 +454,7 @@ ModelInfo info_of(const GgufFile& file, const Hyper& hyper, const std::filesyste
     info.feed_forward = hyper.feed_forward;
     info.vocabulary = hyper.vocabulary;
     info.context = hyper.context;
+    info.share = hyper.share;
     info.row_bytes = (hyper.head_dim_k + hyper.head_dim_v) * 2;
     info.fingerprint = fingerprint(file, hyper);
     const bool tied = file.tensor("output.weight") == nullptr;

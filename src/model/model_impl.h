@@ -28,7 +28,9 @@ struct Matrix {
 // Vectors are f32. Absent parts are null. All parts of a layer lie on its stage's device.
 struct LayerWeights {
     ggml_tensor* attention_norm = nullptr;  // [embedding]
-    Matrix wq, wk, wv, wo;                  // [embedding, heads * head_dim] ... and back
+    // [embedding, heads * head_dim] ... and back; of a latent family there is no wv, and no wk
+    // where the layer reads another's rows.
+    Matrix wq, wk, wv, wo;
     ggml_tensor *bq = nullptr, *bk = nullptr, *bv = nullptr;
     ggml_tensor *q_norm = nullptr, *k_norm = nullptr;  // [head_dim_k]
     ggml_tensor* ffn_norm = nullptr;                   // [embedding]

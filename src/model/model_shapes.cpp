@@ -37,8 +37,11 @@ constexpr std::array<ModelShape, 16> kShapes{{
 std::span<const ModelShape> model_shapes() { return kShapes; }
 
 Result<void> check_shape(const ModelShape& shape) {
-    if (const auto traits = find_architecture(shape.architecture); !traits) {
-        return tl::unexpected(traits.error());
+    const auto traits = find_architecture(shape.architecture);
+    if (!traits) return tl::unexpected(traits.error());
+    if ((*traits)->latent) {
+        return bad_input("a model of family {} is trained, not drawn: tools/train-clla makes one",
+                         shape.architecture);
     }
     struct Bound {
         const char* what;

@@ -222,19 +222,16 @@ TEST_F(Commands, TheInspectionPageStandsAlone) {
     EXPECT_NE(page.find("\"0-3,"), std::string::npos);
 }
 
-// The program prints the page; its options are those that the method has (tools/method-pages).
-TEST_F(Commands, AMethodThatCannotRunSaysWhatIsMissing) {
+TEST_F(Commands, LatentRowsOfAModelThatHasNoneAreRefused) {
     expect_refused(run({"-p", "hello", "--method", "clla"}), "trained with it");
-    const Ran table = call({"methods"});
-    expect_done(table);
-    EXPECT_NE(table.out.find("clla (arXiv 2410.15252) cannot run"), std::string::npos);
     const Ran page = call({"methods", "clla", "--json", "-"});
     expect_done(page);
     const Json json = Json::parse(page.out)[0];
-    EXPECT_TRUE(json["page"].get<std::string>().starts_with("# clla\n"));
-    EXPECT_NE(json["missing"].get<std::string>().find("--share"), std::string::npos);
+    EXPECT_EQ(json["store"], "q4_0");
+    EXPECT_EQ(json["latent"], true);
 }
 
+// The program prints the page; its options are those that the method has (tools/method-pages).
 TEST_F(Commands, EveryMethodHasAPage) {
     const Ran ran = call({"methods", "--json", "-"});
     expect_done(ran);

@@ -97,6 +97,13 @@ inline MethodConfig method_config(const std::string& name, double rows, const He
         map.owner.back() = 0;
         config.share = std::make_shared<const LayerMap>(std::move(map));
     }
+    if (recipe && (*recipe)->latent) {  // as if the model had been trained with its own rows
+        LayerMap map;
+        map.shape = shape;
+        for (std::int64_t layer = 0; layer < shape.layers; ++layer) map.owner.push_back(layer);
+        map.trained = true;
+        config.share = std::make_shared<const LayerMap>(std::move(map));
+    }
     return config;
 }
 

@@ -4,7 +4,6 @@
 #include <limits>
 #include <set>
 
-#include "method/missing_methods.h"
 #include "method/naive.h"
 
 namespace headkv {
@@ -25,10 +24,12 @@ MethodConfig config_of(const Recipe& recipe, double rows) {
     auto scores = naive::random_scores(kShape, 11);
     scores.kind = std::string(recipe.score_kind);
     config.scores = std::make_shared<const HeadScores>(std::move(scores));
-    if (recipe.shares) {
+    if (recipe.shares || recipe.latent) {
         LayerMap map;
         map.shape = kShape;
         map.owner = {0, 1, 2, 0, 2};
+        if (recipe.latent) map.owner = {0, 1, 2, 3, 4};  // each its own: as any other full cache
+        map.trained = recipe.latent;
         config.share = std::make_shared<const LayerMap>(std::move(map));
     }
     return config;
@@ -323,7 +324,7 @@ TEST_P(EveryRecipe, HasALineForTheReader) {
     const Recipe& recipe = GetParam();
     EXPECT_EQ(find_recipe(recipe.name).value()->name, recipe.name);
     EXPECT_FALSE(recipe.summary.empty());
-    EXPECT_EQ(recipe.paper.empty(), full() || recipe.score == ScoreStep::random);
+    EXPECT_EQ(recipe.paper.empty(), recipe.name == "full" || recipe.score == ScoreStep::random);
     EXPECT_EQ(recipe.score_kind.empty(), recipe.allocate != AllocateStep::head_importance &&
                                              recipe.allocate != AllocateStep::binary_heads);
 }
@@ -535,7 +536,7 @@ TEST(Recipes, NamesAreUniqueAndInDisplayOrder) {
             "h2o",       "tova",          "kv-compress", "prefixkv",       "fastgen",
             "ems",       "chunkkv",       "criticalkv",  "ada-criticalkv", "expected-attention",
             "kvzip",     "duo-attention", "baklava",     "keydiff",        "knorm",
-            "clusterkv", "kvsharer",      "random"}));
+            "clusterkv", "kvsharer",      "clla",        "random"}));
 }
 
 TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
@@ -547,14 +548,20 @@ TEST(Recipes, AnUnknownNameSuggestsTheNearest) {
     EXPECT_LT(message(std::string(100000, 'x')).size(), 600U);
 }
 
-TEST(Recipes, WhatCannotRunSaysWhatIsMissing) {
-    const auto refused = find_recipe("clla");
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
-    EXPECT_NE(refused.error().message.find("trained with it"), std::string::npos);
-    EXPECT_EQ(refused.error().message.find('\n'), std::string::npos);
-    for (const MissingMethod& method : missing_methods()) {
-        for (const Recipe& recipe : recipes()) EXPECT_NE(recipe.name, method.name);
+TEST(Recipes, LatentRowsNeedAModelThatWasTrainedWithThem) {
+    const Recipe& recipe = **find_recipe("clla");
+    auto config = config_of(recipe, 20);
+    EXPECT_TRUE(Method::create(config, kShape, kPrompt, kRowBytes));
+    LayerMap map = *config.share;
+    map.trained = false;  // a map that was found by trying
+    for (const auto& share :
+         {std::shared_ptr<const LayerMap>(), std::make_shared<const LayerMap>(std::move(map))}) {
+        config.share = share;
+        const auto refused = Method::create(config, kShape, kPrompt, kRowBytes);
+        ASSERT_FALSE(refused);
+        EXPECT_EQ(refused.error().kind, ErrorKind::bad_input);
+        EXPECT_NE(refused.error().message.find("trained with it"), std::string::npos);
+        EXPECT_EQ(refused.error().message.find('\n'), std::string::npos);
     }
 }
 

@@ -85,7 +85,8 @@ public:
         return values;
     }
 
-    Packed packed(const std::string& name) const {
+    Packed packed(const std::string& name, bool optional = false) const {
+        if (optional && find(name) == nullptr) return {};
         const ggml_tensor& t = tensor(name);
         return Packed::from_rows(floats(name), t.ne[1], t.ne[0]);
     }
@@ -132,7 +133,7 @@ double yarn_frequency(double plain, std::size_t pair, double pairs, double base,
 
 Rotary read_rotary(const File& file, const std::string& family, std::int64_t head_dim) {
     Rotary rotary;
-    rotary.halves = family != "llama";
+    rotary.halves = family != "llama" && family != "clla";
     const std::int64_t dimensions =
         file.count(family + ".rope.dimension_count", static_cast<double>(head_dim));
     const double base = file.number(family + ".rope.freq_base", 10000.0);
@@ -223,8 +224,8 @@ struct Reference::Impl {
         Layer layer;
         layer.attention_norm = file.floats(name("attn_norm.weight"));
         layer.wq = file.packed(name("attn_q.weight"));
-        layer.wk = file.packed(name("attn_k.weight"));
-        layer.wv = file.packed(name("attn_v.weight"));
+        layer.wk = file.packed(name("attn_k.weight"), true);
+        layer.wv = file.packed(name("attn_v.weight"), true);
         layer.wo = file.packed(name("attn_output.weight"));
         layer.bq = file.floats(name("attn_q.bias"), true);
         layer.bk = file.floats(name("attn_k.bias"), true);
@@ -271,7 +272,17 @@ struct Reference::Impl {
     };
     Qkv qkv(const Layer& layer, std::span<const float> hidden, std::int64_t position) const {
         const std::vector<float> x = normed(hidden, layer.attention_norm);
-        Qkv result{product(layer.wq, x), product(layer.wk, x), product(layer.wv, x), {}};
+        Qkv result{product(layer.wq, x), {}, {}, {}};
+        if (layer.wk.out() > 0) result.k = product(layer.wk, x);
+        // Latent rows: the end of a key is its value. A layer without wk reads another's.
+        const auto latent = at(shape.head_dim_k - shape.head_dim_v);
+        for (std::size_t row = 0; latent > 0 && row < result.k.size();
+             row += at(shape.head_dim_k)) {
+            const auto from = result.k.begin() + static_cast<std::ptrdiff_t>(row);
+            result.v.insert(result.v.end(), from + static_cast<std::ptrdiff_t>(latent),
+                            from + shape.head_dim_k);
+        }
+        if (layer.wv.out() > 0) result.v = product(layer.wv, x);
         add(result.q, layer.bq);
         add(result.k, layer.bk);
         add(result.v, layer.bv);

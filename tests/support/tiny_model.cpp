@@ -109,9 +109,16 @@ private:
         if (options_.kv_heads != options_.query_heads) {  // optional key: absent means ungrouped
             number("attention.head_count_kv", options_.kv_heads);
         }
-        if (options_.head_dim * options_.query_heads != options_.embedding) {
+        if (options_.head_dim * options_.query_heads != options_.embedding || options_.latent > 0) {
             number("attention.key_length", options_.head_dim);
-            number("attention.value_length", options_.head_dim);
+            number("attention.value_length",
+                   options_.latent > 0 ? options_.latent : options_.head_dim);
+        }
+        if (!options_.shared_from.empty()) {
+            const std::vector<std::int32_t> from(options_.shared_from.begin(),
+                                                 options_.shared_from.end());
+            gguf_set_arr_data(gguf_.get(), key("attention.shared_from").c_str(), GGUF_TYPE_INT32,
+                              from.data(), from.size());
         }
         real("attention.layer_norm_rms_epsilon", 1e-5F);
         real("rope.freq_base", options_.rope_base);
@@ -152,6 +159,7 @@ private:
         const TinyModel& o = options_;
         const std::int64_t words = tiny_vocabulary();
         const std::int64_t query = o.query_heads * o.head_dim, rows = o.kv_heads * o.head_dim;
+        const std::int64_t seen = o.latent > 0 ? o.query_heads * o.latent : query;
         // Attention of a random model is flat unless q and k are large; 1.4 makes softmax inputs
         // with a standard deviation of about 2, so that heads do prefer some rows.
         matrix("token_embd.weight", o.embedding, words, 0.3F * root(o.embedding), o.embedding_type);
@@ -164,9 +172,13 @@ private:
             };
             vector(name("attn_norm.weight"), o.embedding, 1.0F, 0.1F);
             matrix(name("attn_q.weight"), o.embedding, query, 1.4F, o.weight_type);
-            matrix(name("attn_k.weight"), o.embedding, rows, 1.4F, o.weight_type);
-            matrix(name("attn_v.weight"), o.embedding, rows, 1.0F, o.weight_type);
-            matrix(name("attn_output.weight"), query, o.embedding, 0.4F, o.weight_type);
+            const bool reads =
+                !o.shared_from.empty() && o.shared_from[static_cast<std::size_t>(layer)] != layer;
+            if (!reads) matrix(name("attn_k.weight"), o.embedding, rows, 1.4F, o.weight_type);
+            if (o.latent == 0) {
+                matrix(name("attn_v.weight"), o.embedding, rows, 1.0F, o.weight_type);
+            }
+            matrix(name("attn_output.weight"), seen, o.embedding, 0.4F, o.weight_type);
             if (o.architecture == "qwen2") {
                 vector(name("attn_q.bias"), query, 0.0F, 0.5F);
                 vector(name("attn_k.bias"), rows, 0.0F, 0.5F);

@@ -17,12 +17,16 @@ enum class RopeScaling { none, linear, yarn };
 
 // The defaults are a small grouped-query llama. All weights are drawn from `seed` alone.
 struct TinyModel {
-    std::string architecture = "llama";  // "llama", "qwen2" (qkv biases), "qwen3" (q and k norms)
+    std::string architecture =
+        "llama";  // "llama", "qwen2" (qkv biases), "qwen3" (q and k norms), "clla"
     std::int64_t layers = 3;
     std::int64_t embedding = 64;
     std::int64_t query_heads = 4, kv_heads = 2;
     std::int64_t head_dim = 16;  // written as key_length / value_length unless embedding / heads
     std::int64_t rope_dimensions = 0;  // of each head that are rotated; 0: all
+    // "clla": the last values of a key, which are its value, and whose rows each layer reads.
+    std::int64_t latent = 0;
+    std::vector<std::int64_t> shared_from = {};
     std::int64_t feed_forward = 96;
     std::int64_t context = 2048;
     bool tied = true;           // no output.weight: the embedding is used again
