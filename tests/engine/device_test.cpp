@@ -49,13 +49,6 @@ protected:
         if (grouped()) config.layout = {16, 2};
         return config;
     }
-    static std::vector<float> step(Engine& engine, SequenceId sequence, Token token) {
-        const DecodeInput input{.sequence = sequence, .token = token};
-        const auto done = engine.decode({&input, 1});
-        EXPECT_TRUE(done) << (done ? "" : done.error().message);
-        if (!done) return {};
-        return {engine.logits(0).begin(), engine.logits(0).end()};
-    }
     // A GPU multiplies f32 in fewer bits than a CPU and sums in another order in every batch.
     static double tolerance() { return std::getenv("HEADKV_TEST_DEVICE") == nullptr ? 1e-3 : 2e-2; }
     // All steps of one engine before those of another: its threads stay awake for a while and would

@@ -49,6 +49,15 @@ struct TinyPair {
     std::unique_ptr<Reference> reference;
 };
 
+// One step of one sequence; its logits, empty where it fails.
+inline std::vector<float> step(Engine& engine, SequenceId sequence, Token token) {
+    const DecodeInput input{.sequence = sequence, .token = token};
+    const auto done = engine.decode({&input, 1});
+    EXPECT_TRUE(done) << (done ? "" : done.error().message);
+    if (!done) return {};
+    return {engine.logits(0).begin(), engine.logits(0).end()};
+}
+
 // Root mean square of the difference, in standard deviations of `right`.
 inline double logit_error(std::span<const float> ours, std::span<const float> right) {
     EXPECT_EQ(ours.size(), right.size());

@@ -29,14 +29,6 @@ INSTANTIATE_TEST_SUITE_P(
                          {.architecture = "qwen2", .rope_scaling = RopeScaling::yarn}}),
     [](const auto& info) { return std::string(info.param.name); });
 
-std::vector<float> step(Engine& engine, SequenceId sequence, Token token) {
-    const DecodeInput input{.sequence = sequence, .token = token};
-    const auto done = engine.decode({&input, 1});
-    EXPECT_TRUE(done) << (done ? "" : done.error().message);
-    const auto logits = engine.logits(0);
-    return {logits.begin(), logits.end()};
-}
-
 SequenceId read(Engine& engine, std::span<const Token> prompt, const MethodConfig& config) {
     auto result = engine.prefill(prompt, {&config, 1});
     EXPECT_TRUE(result) << (result ? "" : result.error().message);

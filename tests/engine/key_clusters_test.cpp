@@ -185,11 +185,7 @@ protected:
         return result ? result->sequences.at(0) : -1;
     }
     static std::vector<float> step(SequenceId id, Token token) {
-        const DecodeInput input{.sequence = id, .token = token};
-        const auto done = engine().decode({&input, 1});
-        EXPECT_TRUE(done) << (done ? "" : done.error().message);
-        if (!done) return {};
-        return {engine().logits(0).begin(), engine().logits(0).end()};
+        return test::step(engine(), id, token);
     }
     static TinyPair* pair_;
 };

@@ -42,11 +42,7 @@ protected:
         return logits ? *logits : std::vector<float>();
     }
     static std::vector<float> step(SequenceId id, Token token) {
-        const DecodeInput input{.sequence = id, .token = token};
-        const auto done = engine().decode({&input, 1});
-        EXPECT_TRUE(done) << (done ? "" : done.error().message);
-        if (!done) return {};
-        return {engine().logits(0).begin(), engine().logits(0).end()};
+        return test::step(engine(), id, token);
     }
     // [group][rows] of a KV head, of the newest query.
     static std::vector<float> attention_of_group(SequenceId id, std::int64_t layer,
