@@ -306,7 +306,7 @@ TEST_F(ClusterKv, IsTheSameAgainAloneAndAmongSixteen) {
     std::vector<SequenceId> alone, together, again;
     for (std::uint64_t i = 0; i < 16; ++i) {
         const auto asked = config(30.0 + static_cast<double>(i), 1 + static_cast<int>(i % 3));
-        const auto prompt = random_tokens(90 + 9 * i, 40 + i);
+        const auto prompt = random_tokens(90 + 9 * static_cast<std::int64_t>(i), 40 + i);
         alone.push_back(sequence(prompt, asked));
         together.push_back(engine().copy(alone.back()).value());
         again.push_back(sequence(prompt, asked));

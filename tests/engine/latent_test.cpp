@@ -56,7 +56,7 @@ TEST_F(Latent, ReadsAndAnswersAsANaiveForwardPass) {
     const auto result = engine().prefill(prompt, {&asked, 1}).value();
     EXPECT_LT(logit_error(result.logits, run.logits), 0.01);
     KeepLists all(5, std::vector<std::vector<std::int32_t>>(1));
-    for (const std::size_t layer : {0, 2}) {
+    for (const std::size_t layer : {0U, 2U}) {
         all[layer][0].resize(150);
         std::iota(all[layer][0].begin(), all[layer][0].end(), 0);
     }

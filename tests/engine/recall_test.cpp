@@ -289,7 +289,8 @@ TEST_F(Recall, StepsAreTheSameAloneAndAmongSixteen) {
         for (std::uint64_t i = 0; i < 16; ++i) {
             auto asked = config(name, 24.0 + static_cast<double>(i));
             asked.options.reserve = 1 + static_cast<std::int64_t>(i % 3);
-            alone.push_back(sequence(random_tokens(90 + 7 * i, 30 + i), asked));
+            alone.push_back(
+                sequence(random_tokens(90 + 7 * static_cast<std::int64_t>(i), 30 + i), asked));
             together.push_back(engine().copy(alone.back()).value());
         }
         for (const Token token : random_tokens(5, 21)) {
