@@ -172,8 +172,9 @@ private:
             };
             vector(name("attn_norm.weight"), o.embedding, 1.0F, 0.1F);
             matrix(name("attn_q.weight"), o.embedding, query, 1.4F, o.weight_type);
-            const bool reads =
-                !o.shared_from.empty() && o.shared_from[static_cast<std::size_t>(layer)] != layer;
+            // a test's map may be too short
+            const bool reads = layer < std::ssize(o.shared_from) &&
+                               o.shared_from[static_cast<std::size_t>(layer)] != layer;
             if (!reads) matrix(name("attn_k.weight"), o.embedding, rows, 1.4F, o.weight_type);
             if (o.latent == 0) {
                 matrix(name("attn_v.weight"), o.embedding, rows, 1.0F, o.weight_type);
