@@ -92,6 +92,9 @@ Result<Recipe> with_allocator(const Recipe& recipe, AllocateStep allocate);
 std::vector<AllocateStep> allocators_of(const Recipe& recipe);
 // Error (bad_input): lists the names.
 Result<AllocateStep> parse_allocator(std::string_view name);
+// Whether it scores by the mean attention of its last queries, which MethodOptions::query_decay
+// weighs.
+bool weighs_queries(const Recipe& recipe);
 // The options that a recipe's steps read, by their names on the command line ("window", "kernel").
 std::vector<std::string_view> option_names(const Recipe& recipe);
 // Error (bad_input): the recipe is of models that were trained to share latent rows, and the map is
@@ -128,6 +131,9 @@ struct MethodOptions {
     std::int64_t protect = 0;    // first prompt rows, always kept; in front of the window
     std::int64_t observe = 0;    // last prompt queries that score; 0: as many as `window`
     std::int64_t skip_tail = 0;  // last prompt tokens whose queries do not: those before them score
+    // What a query that scores counts beside the next one, above 0 and at most 1: the last one
+    // counts 1, the one before it this much, then its square, ... Those of a draft count 1.
+    double query_decay = 1;
     // The queries of the question score, whatever stands behind it. Where MethodConfig does not say
     // where it lies, those of `observe` and `skip_tail`.
     bool observe_question = false;
@@ -282,6 +288,9 @@ struct LayerNeeds {
     // and all of the text's then count alike.
     bool draft = false;
     std::int64_t recent_queries = 0;  // the last ones, a shorter window: LayerView::recent
+    // What a query counts beside the next one, see query_weights(): of `recent_queries` where there
+    // are some, else of `queries`.
+    double query_decay = 1;
     bool token_kinds = false;
     bool keys = false, values = false;
     bool future_queries = false;  // query_mean and query_covariance
@@ -300,7 +309,7 @@ constexpr std::int64_t kFuturePositions = 512;
 struct LayerView {
     // [query_heads][n]: attention of LayerNeeds::queries queries, behind which LayerNeeds::skip
     // more tokens stand (softmax over all keys up to the query's own), or its squares, mean over
-    // those queries.
+    // those queries as LayerNeeds::query_decay weighs them.
     std::span<const float> observed = {};
     std::span<const float> keys = {};    // [kv_heads][n][dim_k], after RoPE
     std::span<const float> values = {};  // [kv_heads][n][dim_v]
@@ -363,6 +372,8 @@ public:
     // Queries for a re-selection while decoding, which a prompt below the budget may need, too:
     // methods that do not look at attention in the prompt look at the window's then.
     std::int64_t observe_answer() const;
+    // What each of those counts beside the next one, see query_weights().
+    double query_decay() const { return weighs_queries(recipe_) ? config_.options.query_decay : 1; }
     // The clusters of keys that it ranks, in a prompt and while decoding; none for most.
     ClusterNeeds clusters() const;
     // Newest rows that may be outside of clusters, where a head keeps `rows`: they stay. With more,
@@ -503,6 +514,15 @@ std::vector<std::int64_t> allocate_adaptive(std::span<const float> values, std::
 // query heads, window excluded, no clamping, rounding half to even.
 std::vector<std::int64_t> allocate_as_published(const HeadScores& scores, std::int64_t kv_size,
                                                 std::int64_t window, double beta);
+
+// What queries count in the mean of their attention.
+struct QueryWeights {
+    std::vector<float> each;  // the oldest query first
+    float sum = 0;
+};
+// The last `alike` queries and the one before them count 1, the one before that `decay`, then
+// decay^2, ...: `count` in all.
+QueryWeights query_weights(std::int64_t count, double decay, std::int64_t alike = 0);
 
 // Observation -> value per (KV head, position before the window): mean or max over the group, then
 // 1-D pooling (zero padding for avg, as PyTorch's avg_pool1d counts it; -inf for max).

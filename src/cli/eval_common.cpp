@@ -54,6 +54,7 @@ nlohmann::json describe(const MethodConfig& config) {
     if (o.allocate) json["allocate"] = name_of(*o.allocate);
     add("temperature", o.temperature, d.temperature);
     add("shrink", o.shrink, d.shrink);
+    add("query_decay", o.query_decay, d.query_decay);
     add("skip_tail", o.skip_tail, d.skip_tail);
     add("draft", o.draft, d.draft);
     add("observe_question", o.observe_question, d.observe_question);

@@ -30,6 +30,7 @@ ordered_json options_of(const Recipe& recipe) {
         {"window", d.window},
         {"protect", std::max(recipe.protect, d.protect)},
         {"observe", d.observe},
+        {"query-decay", d.query_decay},
         {"skip-tail", d.skip_tail},
         {"draft", d.draft},
         {"kernel", d.kernel},

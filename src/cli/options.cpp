@@ -392,6 +392,12 @@ void add_step_options(CLI::App& command, MethodArguments& a) {
                     h.observe)
             .c_str(),
         "N|question");
+    add("--query-decay", a.query_decay,
+        fmt::format("above 0, at most 1: what a query that scores counts beside the next one ({}: "
+                    "all alike)",
+                    d.query_decay)
+            .c_str(),
+        "D");
     add("--skip-tail", a.skip_tail,
         fmt::format("last prompt tokens whose queries do not score, such as a template's end ({})",
                     d.skip_tail)
@@ -567,6 +573,7 @@ Result<MethodOptions> method_options(const MethodArguments& arguments, const Rec
             options.observe = *queries;
         }
     }
+    take(arguments.query_decay, options.query_decay);
     take(arguments.skip_tail, options.skip_tail);
     take(arguments.kernel, options.kernel);
     take(arguments.sinks, options.sinks);

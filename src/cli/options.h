@@ -52,7 +52,7 @@ struct MethodArguments {
         kv_type, layout, recall, share, merge, positions;
     std::optional<std::string> curves;  // --curves FILE, for --method auto
     std::optional<double> beta, pyramid_beta, floor, temperature, mix, similarity, frequent, local,
-        recovery;
+        recovery, query_decay;
 };
 // `name`: with --method. Without, the subcommand brings its own list of methods.
 void add_method_options(CLI::App& command, MethodArguments& arguments, bool name = true);

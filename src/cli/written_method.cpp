@@ -54,7 +54,7 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"sinks", &arguments.sinks},
          {"class-rows", &arguments.class_rows},
          {"reserve", &arguments.reserve}}};
-    const std::array<std::pair<std::string_view, std::optional<double>*>, 9> reals = {
+    const std::array<std::pair<std::string_view, std::optional<double>*>, 10> reals = {
         {{"beta", &arguments.beta},
          {"pyramid-beta", &arguments.pyramid_beta},
          {"temperature", &arguments.temperature},
@@ -63,6 +63,7 @@ Result<void> apply_option(MethodArguments& arguments, std::string_view option) {
          {"frequent", &arguments.frequent},
          {"local", &arguments.local},
          {"recovery", &arguments.recovery},
+         {"query-decay", &arguments.query_decay},
          {"floor", &arguments.floor}}};
     const std::array<std::pair<std::string_view, std::optional<std::string>*>, 13> names = {
         {{"allocate", &arguments.allocate},

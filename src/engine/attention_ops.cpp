@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 
+#include "headkv/method.h"
+
 namespace headkv {
 
 namespace {
@@ -219,10 +221,10 @@ void compute_prefill_packed(ggml_tensor* out, int /*thread*/, int /*threads*/, v
         });
 }
 
-// Adds the attention of queries [begin, end) of the plan's to `sums` [tokens]. `memory`:
-// (end - begin) * (dim_k + tokens) floats.
-void add_attention(const Observation& plan, std::int64_t head, std::int64_t begin, std::int64_t end,
-                   float* memory, float* sums) {
+// Adds the attention of queries [begin, end) of the plan's, times what they count, to `sums`
+// [tokens]. `memory`: (end - begin) * (dim_k + tokens) floats.
+void add_attention(const Observation& plan, const QueryWeights& counts, std::int64_t head,
+                   std::int64_t begin, std::int64_t end, float* memory, float* sums) {
     const auto& shape = plan.shape;
     const auto& kernel = kernels::best();
     const auto tokens = plan.rows.tokens;
@@ -242,10 +244,11 @@ void add_attention(const Observation& plan, std::int64_t head, std::int64_t begi
         float* weights = scores + (i - begin) * tokens;
         const auto seen = before + i + 1;
         kernel.softmax(weights, seen);
+        const float counted = counts.each[size(i)];
         if (plan.squared) {
-            for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j] * weights[j];
+            for (std::int64_t j = 0; j < seen; ++j) sums[j] += counted * weights[j] * weights[j];
         } else {
-            for (std::int64_t j = 0; j < seen; ++j) sums[j] += weights[j];
+            for (std::int64_t j = 0; j < seen; ++j) sums[j] += counted * weights[j];
         }
     }
 }
@@ -256,15 +259,17 @@ void compute_observation(ggml_tensor* out, int /*thread*/, int /*threads*/, void
     auto& plan = *static_cast<Observation*>(data);
     const auto tokens = plan.rows.tokens;
     const auto block = std::min(plan.count, kObservedTogether);
+    const auto counts = query_weights(plan.count, plan.decay, plan.alike);
     float* memory = scratch(size(block * (plan.shape.dim_k + tokens)));
     for (auto head = plan.next.fetch_add(1); head < plan.shape.heads.query_heads;
          head = plan.next.fetch_add(1)) {
         float* mean = floats(out) + head * tokens;
         std::fill_n(mean, tokens, 0.0F);
         for (std::int64_t begin = 0; begin < plan.count; begin += block) {
-            add_attention(plan, head, begin, std::min(begin + block, plan.count), memory, mean);
+            add_attention(plan, counts, head, begin, std::min(begin + block, plan.count), memory,
+                          mean);
         }
-        const float factor = 1.0F / static_cast<float>(plan.count);
+        const float factor = 1.0F / counts.sum;
         for (std::int64_t j = 0; j < tokens; ++j) mean[j] *= factor;
     }
 }

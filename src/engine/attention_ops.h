@@ -58,7 +58,8 @@ struct PrefillAttention {
 ggml_tensor* prefill_attention(ggml_context* context, ggml_tensor* q, std::span<ggml_tensor*> after,
                                PrefillAttention& plan);
 
-// Mean attention of `count` queries over all keys (f32 softmax) up to the query's own.
+// Mean attention of `count` queries over all keys (f32 softmax) up to the query's own; what each
+// query counts: query_weights().
 struct Observation {
     AttentionShape shape;
     LayerRows rows;
@@ -66,6 +67,8 @@ struct Observation {
     std::int64_t count = 0;
     std::int64_t skip = 0;  // tokens behind the last query's; 0: these are the last tokens'
     bool squared = false;   // the mean of the squares instead
+    double decay = 1;
+    std::int64_t alike = 0;
     std::atomic<std::int64_t> next{0};
 };
 // -> [tokens, query_heads] f32.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <tuple>
 
 #include "engine/device_engine.h"
 #include "engine/head_places.h"
@@ -54,10 +55,13 @@ std::int64_t prefill_bytes(const ModelInfo& model, const DeviceLoad& load,
     const auto two_layers = 2 * padded * heads * (model.head_dim_k + model.head_dim_v) * kF16;
     const auto mask = (padded + chunk) * chunk * kF16;
     std::int64_t others = 2 * tokens * kI32 + 2 * heads * padded * kI32;  // ids, positions, chosen
-    std::set<std::pair<std::int64_t, std::int64_t>> observed;
-    for (const SequenceUse& use : uses) observed.emplace(use.observed, use.skipped);
-    for (const auto& [queries, behind] : observed) {
+    std::set<std::tuple<std::int64_t, std::int64_t, double>> observed;
+    for (const SequenceUse& use : uses) {
+        observed.emplace(use.observed, use.skipped, use.query_decay);
+    }
+    for (const auto& [queries, behind, decay] : observed) {
         if (queries == 0) continue;
+        if (decay != 1) others += queries * kF32;
         others += tokens * (queries + model.shape.query_heads) * kF32;
     }
     return hidden + two_layers + mask + others + prefill_work_bytes(model, load, chunk, uses);
@@ -229,6 +233,7 @@ Result<SequenceUse> sequence_use(const ModelInfo& model, const MethodConfig& con
     use.plan_bytes = use.rows * bytes;
     use.observed = method->needs().queries;
     use.skipped = method->needs().skip;
+    use.query_decay = method->needs().query_decay;
     use.log_bytes = model.shape.layers * method->observe_answer() * model.shape.query_heads *
                     model.head_dim_k * kF16;
     use.shared = !method->rows_follow_prompt();

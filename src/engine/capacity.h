@@ -86,6 +86,7 @@ struct SequenceUse {
     bool mixed = false;  // keys and values of two types: always converted, see Compute::attend
     std::int64_t observed = 0;  // queries of the prompt that score
     std::int64_t skipped = 0;   // tokens behind them
+    double query_decay = 1;     // what they count: others observe for themselves
     bool shared = true;         // its cache is one with other sequences of the same plan
     std::vector<std::int64_t> layer_plan_bytes, layer_bytes;  // [layers] plan_bytes and bytes()
     std::int64_t bytes() const { return allocated_bytes + mask_bytes + log_bytes; }

@@ -268,6 +268,7 @@ Result<void> DeviceEngine::supports(const Method& method) {
     const LayerNeeds can{.queries = needs.queries,
                          .skip = needs.skip,
                          .draft = needs.draft,
+                         .query_decay = needs.query_decay,
                          .sentences = needs.sentences};
     if (needs != can) {
         return bad_input(
@@ -825,6 +826,12 @@ Result<void> DeviceEngine::observe_stage(const Sequence& sequence, std::size_t s
     auto* graph = compute.new_graph(c, nodes, compute.key_of_passing_graphs());
     std::vector<std::pair<ggml_tensor*, std::vector<float>>> masks(cache.classes());
     std::map<std::vector<std::int32_t>, ggml_tensor*> gathers;
+    const auto counts = query_weights(queries, sequence.method.query_decay());
+    ggml_tensor* counted = nullptr;  // null: all count alike
+    if (sequence.method.query_decay() != 1) {
+        counted = ggml_new_tensor_1d(c, GGML_TYPE_F32, queries);
+        ggml_set_input(counted);
+    }
     // What a class's queries see: the last one everything, each one before it a row less.
     const auto mask_of = [&](std::size_t row_class) {
         auto& [tensor, values] = masks[row_class];
@@ -883,8 +890,9 @@ Result<void> DeviceEngine::observe_stage(const Sequence& sequence, std::size_t s
             auto* weights =
                 ggml_soft_max_ext(c, products, mask_of(one.row_class), shape_.scale, 0.0F);
             // [queries, window, heads, group] -> sums over the queries
-            auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
-            auto* mean = ggml_scale(c, sums, 1.0F / static_cast<float>(queries));
+            auto* each = ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3));
+            if (counted != nullptr) each = ggml_mul(c, each, counted);
+            auto* mean = ggml_scale(c, ggml_sum_rows(c, each), 1.0F / counts.sum);
             ggml_set_output(mean);
             ggml_build_forward_expand(graph, mean);
             of_layer.push_back(mean);
@@ -898,6 +906,9 @@ Result<void> DeviceEngine::observe_stage(const Sequence& sequence, std::size_t s
     }
     for (const auto& [rows, tensor] : gathers) {
         ggml_backend_tensor_set(tensor, rows.data(), 0, ggml_nbytes(tensor));
+    }
+    if (counted != nullptr) {
+        ggml_backend_tensor_set(counted, counts.each.data(), 0, ggml_nbytes(counted));
     }
     if (auto done = compute.run(graph); !done) return done;
     for (const auto& of_layer : means) {

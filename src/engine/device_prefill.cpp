@@ -57,8 +57,9 @@ Result<std::unique_ptr<DevicePrefill>> DevicePrefill::create(const Pipeline& pip
 DevicePrefill::Looking DevicePrefill::looking(const LayerNeeds& needs) const {
     if (needs.queries == 0) return {};
     const auto draft = options_.draft;
-    return needs.draft && draft > 0 ? Looking{needs.queries + draft, 0}
-                                    : Looking{needs.queries, needs.skip + draft};
+    return needs.draft && draft > 0
+               ? Looking{needs.queries + draft, 0, needs.query_decay, draft}
+               : Looking{needs.queries, needs.skip + draft, needs.query_decay, 0};
 }
 
 Result<void> DevicePrefill::allocate(std::span<const Token> text) {
@@ -103,7 +104,7 @@ Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking>
     const bool layers = pipeline_[stage].layers > 0;
     place.work = std::make_unique<WorkMemory>(backend);
     if (!layers && stage > 0) return {};  // logits() brings what it works on
-    place.context = make_context(16 + 2 * std::ssize(observations));
+    place.context = make_context(16 + 3 * std::ssize(observations));
     place.host_context = make_context(1 + std::ssize(observations));
     auto* c = place.context.get();
     if (stage == 0) place.ids = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
@@ -129,7 +130,12 @@ Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking>
                 return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
             };
             auto* mask = ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, looking.queries);
-            place.seen.push_back({looking, mask, mean(c), mean(place.host_context.get())});
+            auto* weights = looking.decay != 1
+                                ? ggml_new_tensor_1d(c, GGML_TYPE_F32, looking.queries)
+                                : nullptr;
+            place.seen.push_back({looking,
+                                  query_weights(looking.queries, looking.decay, looking.alike),
+                                  mask, weights, mean(c), mean(place.host_context.get())});
         }
     }
     place.buffer.reset(ggml_backend_alloc_ctx_tensors(c, backend));
@@ -182,7 +188,7 @@ Result<void> DevicePrefill::fill_masks(std::size_t stage) {
     ggml_build_forward_expand(graph, ggml_cpy(c, triangle, to));
     if (auto done = run(stage, graph); !done) return done;
     for (const Seen& seen : place.seen) {
-        const auto [queries, skip] = seen.looking;
+        const auto queries = seen.looking.queries, skip = seen.looking.skip;
         std::vector<float> mask(size(tokens_ * queries), 0.0F);
         for (std::int64_t i = 0; i < queries; ++i) {
             const auto first = tokens_ - skip - queries + i + 1;
@@ -190,6 +196,9 @@ Result<void> DevicePrefill::fill_masks(std::size_t stage) {
                       -INFINITY);
         }
         ggml_backend_tensor_set(seen.mask, mask.data(), 0, ggml_nbytes(seen.mask));
+        if (seen.weights == nullptr) continue;
+        ggml_backend_tensor_set(seen.weights, seen.counts.each.data(), 0,
+                                ggml_nbytes(seen.weights));
     }
     ggml_backend_synchronize(backend);
     return {};
@@ -339,7 +348,7 @@ Result<void> DevicePrefill::observe() {
         const auto context = make_context(kMostNodes);
         auto* c = context.get();
         auto* graph = new_graph(stage, c);
-        const auto [count, skip] = seen.looking;
+        const auto count = seen.looking.queries, skip = seen.looking.skip;
         auto* window = columns(c, place.queries, window_ - skip - count, count);
         auto* split = ggml_reshape_3d(c, window, shape_.dim_k, heads.query_heads, count);
         // [dim_k, queries of all query heads of a KV head, kv_heads]
@@ -353,9 +362,11 @@ Result<void> DevicePrefill::observe() {
             ggml_soft_max_ext(c, ggml_reshape_3d(c, products, tokens_, count, heads.query_heads),
                               seen.mask, shape_.scale, 0.0F);
         // [queries, tokens, query_heads] -> sums over the queries
-        auto* sums = ggml_sum_rows(c, ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3)));
+        auto* each = ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3));
+        if (seen.weights != nullptr) each = ggml_mul(c, each, seen.weights);
+        auto* sums = ggml_sum_rows(c, each);
         auto* mean = ggml_scale(c, ggml_reshape_2d(c, sums, tokens_, heads.query_heads),
-                                1.0F / static_cast<float>(count));
+                                1.0F / seen.counts.sum);
         ggml_build_forward_expand(graph, ggml_cpy(c, mean, seen.mean));
         if (auto done = run(stage, graph); !done) return done;
         ggml_backend_tensor_get_async(backend, seen.mean, seen.host->data, 0,

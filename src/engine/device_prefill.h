@@ -77,14 +77,18 @@ private:
     // Mean attention of `queries` tokens, behind which `skip` more stand, a draft's included.
     struct Looking {
         std::int64_t queries = 0, skip = 0;
+        double decay = 1;  // what they count, see query_weights()
+        std::int64_t alike = 0;
         bool operator==(const Looking&) const = default;
     };
     Looking looking(const LayerNeeds& needs) const;
     struct Seen {
         Looking looking;
-        ggml_tensor* mask = nullptr;  // f32 [tokens, queries]
-        ggml_tensor* mean = nullptr;  // f32 [tokens, query_heads], on the device
-        ggml_tensor* host = nullptr;  // the same in memory that the device writes to by itself
+        QueryWeights counts;
+        ggml_tensor* mask = nullptr;     // f32 [tokens, queries]
+        ggml_tensor* weights = nullptr;  // f32 [queries]; null: all count alike
+        ggml_tensor* mean = nullptr;     // f32 [tokens, query_heads], on the device
+        ggml_tensor* host = nullptr;     // the same in memory that the device writes to by itself
     };
 
     Result<void> allocate(std::size_t stage, std::span<const Looking> observations);

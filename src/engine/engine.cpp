@@ -777,7 +777,8 @@ Result<StepGraph*> Engine::Impl::step_graph(std::int64_t tokens, std::int64_t ou
 }
 
 // Attention of the last recorded queries over the rows held, per query head; softmax per query,
-// causal among the newest rows, mean over the queries. [query_heads][rows of its head]
+// causal among the newest rows, mean over the queries as the method weighs them. [query_heads][rows
+// of its head]
 std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence, std::int64_t layer,
                                                        std::int64_t queries) const {
     const auto& kernel = kernels::best();
@@ -789,6 +790,7 @@ std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence,
         const auto kv_head = head / shape.heads.group();
         const auto held = cache.head(layer, kv_head).count;
         const auto count = std::min({queries, log.recorded(), held});
+        const auto counts = query_weights(count, sequence.state.method.query_decay());
         std::vector<float> mean(size(held), 0.0F);
         scores.resize(size(held));
         for (std::int64_t i = 0; i < count; ++i) {
@@ -799,9 +801,10 @@ std::vector<std::vector<float>> Engine::Impl::observed(const Sequence& sequence,
             kernel.dot_keys(q.data(), 1, cache.rows(layer, kv_head, 0, seen), shape.dim_k,
                             scores.data(), seen);
             kernel.softmax(scores.data(), seen);
-            for (std::int64_t j = 0; j < seen; ++j) mean[size(j)] += scores[size(j)];
+            const float counted = counts.each[size(i)];
+            for (std::int64_t j = 0; j < seen; ++j) mean[size(j)] += counted * scores[size(j)];
         }
-        for (auto& value : mean) value /= static_cast<float>(std::max<std::int64_t>(1, count));
+        for (auto& value : mean) value /= std::max(1.0F, counts.sum);
         result.push_back(std::move(mean));
     }
     return result;

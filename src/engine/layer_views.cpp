@@ -119,6 +119,7 @@ Result<std::vector<float>> LayerViews::observed(const LayerNeeds& needs) const {
     plan.shape = source_.shape;
     plan.rows = source_.rows;
     plan.squared = needs.squares;
+    plan.decay = needs.query_decay;
     if (!needs.draft || source_.draft == 0) {
         plan.skip = needs.skip;
         plan.count = std::min(needs.queries, tokens - plan.skip);
@@ -128,6 +129,7 @@ Result<std::vector<float>> LayerViews::observed(const LayerNeeds& needs) const {
     const auto of_prompt = std::min(needs.queries, tokens);
     plan.rows.tokens = tokens + source_.draft;
     plan.count = of_prompt + source_.draft;
+    plan.alike = source_.draft;
     plan.queries = queries_from(of_prompt);
     auto seen = computed(observe(context.get(), plan), context.get());
     if (!seen) return seen;
@@ -198,7 +200,8 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
     const auto attention = [&](const LayerNeeds& wanted,
                                std::span<const float>& seen) -> Result<void> {
         if (wanted.queries == 0) return {};
-        auto& known = observed_[{wanted.queries, wanted.skip, wanted.squares, wanted.draft}];
+        auto& known = observed_[{wanted.queries, wanted.skip, wanted.squares, wanted.draft,
+                                 wanted.query_decay}];
         if (known.empty()) {
             auto made = observed(wanted);
             if (!made) return tl::unexpected(made.error());
@@ -207,10 +210,13 @@ Result<LayerView> LayerViews::of(const LayerNeeds& needs) {
         seen = known;
         return {};
     };
-    if (auto seen = attention(needs, view.observed); !seen) {
+    auto all = needs;
+    if (needs.recent_queries > 0) all.query_decay = 1;
+    if (auto seen = attention(all, view.observed); !seen) {
         return tl::unexpected(seen.error());
     }
-    if (auto seen = attention({.queries = needs.recent_queries}, view.recent); !seen) {
+    const LayerNeeds recent{.queries = needs.recent_queries, .query_decay = needs.query_decay};
+    if (auto seen = attention(recent, view.recent); !seen) {
         return tl::unexpected(seen.error());
     }
     if (needs.token_kinds) view.kinds = source_.kinds;

@@ -41,10 +41,11 @@ public:
     // Computes what no earlier call has. Error (failure): out of memory.
     Result<LayerView> of(const LayerNeeds& needs);
 
-    // Attention to the same rows, by queries, tokens behind them, whether squared, and whether a
-    // draft's queries look, too: [query_heads][tokens] each.
+    // Attention to the same rows, by queries, tokens behind them, whether squared, whether a
+    // draft's queries look, too, and what a query counts beside the next one:
+    // [query_heads][tokens] each.
     using Observed =
-        std::map<std::tuple<std::int64_t, std::int64_t, bool, bool>, std::vector<float>>;
+        std::map<std::tuple<std::int64_t, std::int64_t, bool, bool, double>, std::vector<float>>;
     // Of what of() has computed so far, with what other layers that read these rows have seen: the
     // larger value of each. Views that of() has given show it, too.
     void join(const Observed& others);

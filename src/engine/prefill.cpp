@@ -295,7 +295,8 @@ Result<void> Prefill::compress_layer() {
                                         .skip = needs.skip,
                                         .squares = needs.squares,
                                         .draft = needs.draft,
-                                        .recent_queries = needs.recent_queries});
+                                        .recent_queries = needs.recent_queries,
+                                        .query_decay = needs.query_decay});
             if (!view) return tl::unexpected(view.error());
         }
         if (const auto found = seen_.find(layer); found != seen_.end()) views.join(found->second);

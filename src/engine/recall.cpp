@@ -154,6 +154,7 @@ Result<KeepLists> Turn::select(std::int64_t layer) {
         plan.count = queries;
         plan.skip = skip;
         plan.squared = needs.squares;
+        plan.decay = needs.query_decay;
         plan.queries = static_cast<const float*>(q_->data) +
                        (count_ - skip - queries) * shape_.dim_k * shape_.heads.query_heads;
         auto* node = observe(context.get(), plan);

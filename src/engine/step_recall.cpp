@@ -53,7 +53,8 @@ std::vector<float> cluster_values(const Method& method, const SequenceCache& arc
 }
 
 std::vector<float> attention_to_archive(const AttentionShape& shape, kernels::Rows rows,
-                                        std::span<const float> queries, const float* key) {
+                                        std::span<const float> queries, const float* key,
+                                        double decay) {
     const auto& kernel = kernels::best();
     const auto dim = shape.dim_k;
     const auto group = shape.heads.group();
@@ -69,18 +70,20 @@ std::vector<float> attention_to_archive(const AttentionShape& shape, kernels::Ro
         if (kernels::rotated(rows.key_type)) kernels::rotate(q.data() + i * size(dim), dim);
     }
     std::vector<float> mean(size(group * all), 0.0F), scores(size(all));
+    const auto counts = query_weights(tokens, decay);
     for (std::int64_t token = 0; token < tokens; ++token) {
         const auto seen = all - (tokens - 1 - token);
+        const float counted = counts.each[size(token)];
         for (std::int64_t head = 0; head < group; ++head) {
             const auto query = token * group + head;
             kernel.dot_keys(q.data() + query * dim, 1, rows, dim, scores.data(), all);
             scores[size(rows.count)] = own[size(query)];
             kernel.softmax(scores.data(), seen);
             float* sum = mean.data() + head * all;
-            for (std::int64_t i = 0; i < seen; ++i) sum[i] += scores[size(i)];
+            for (std::int64_t i = 0; i < seen; ++i) sum[i] += counted * scores[size(i)];
         }
     }
-    for (float& value : mean) value /= static_cast<float>(tokens);
+    for (float& value : mean) value /= counts.sum;
     return mean;
 }
 
@@ -168,9 +171,10 @@ void StepRecall::select_head(const StepSelection& selection, std::int64_t layer,
     }
     std::copy_n(queries, width, all.data() + before * width);
     const auto rows = selection.archive->rows(layer, head, 0, held);
-    refill(
-        selection, layer, head,
-        selection.method->keep_head(attention_to_archive(shape_, rows, all, key), held + 1, kept));
+    refill(selection, layer, head,
+           selection.method->keep_head(
+               attention_to_archive(shape_, rows, all, key, selection.method->query_decay()),
+               held + 1, kept));
 }
 
 }  // namespace headkv

@@ -76,9 +76,11 @@ std::vector<float> cluster_values(const Method& method, const SequenceCache& arc
                                   KeyClusters& clusters);
 
 // Attention of a token and of those before it over the rows of one head of the archive and the
-// token's own row, mean over the tokens: [group][rows + 1]. `queries` [tokens][group][dim_k], not
-// scaled, the newest last; a query sees the rows up to its own. `key` [dim_k]: of the newest.
+// token's own row, mean over the tokens, which count by `decay` (query_weights()): [group][rows +
+// 1]. `queries` [tokens][group][dim_k], not scaled, the newest last; a query sees the rows up to
+// its own. `key` [dim_k]: of the newest.
 std::vector<float> attention_to_archive(const AttentionShape& shape, kernels::Rows rows,
-                                        std::span<const float> queries, const float* key);
+                                        std::span<const float> queries, const float* key,
+                                        double decay);
 
 }  // namespace headkv

@@ -33,6 +33,10 @@ Result<void> check_options(const MethodOptions& options) {
     if (options.skip_tail < 0) {
         return bad_input("skip-tail is {}: it must be 0 or more tokens", options.skip_tail);
     }
+    if (!(options.query_decay > 0 && options.query_decay <= 1)) {
+        return bad_input("query-decay is {}: it must be above 0 and at most 1",
+                         options.query_decay);
+    }
     if (options.draft < 0 || options.draft > kLongestDraft) {
         return bad_input("draft is {}: it must be 0 (none) to {} tokens", options.draft,
                          kLongestDraft);
@@ -597,6 +601,7 @@ LayerNeeds Method::needs() const {
         default:
             break;
     }
+    if (needs.queries > 0) needs.query_decay = query_decay();
     if (merges()) needs.keys = true;
     needs.sentences = options.sentences && recipe_.select != SelectStep::sinks_recent;
     return needs;

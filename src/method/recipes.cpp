@@ -248,6 +248,10 @@ bool looks_from_the_end(ScoreStep score) {
 
 }  // namespace
 
+bool weighs_queries(const Recipe& recipe) {
+    return looks_from_the_end(recipe.score) || recipe.score == ScoreStep::aligned_attention;
+}
+
 std::vector<std::string_view> option_names(const Recipe& recipe) {
     if (recipe.select == SelectStep::all) return {};
     std::vector<std::string_view> names;
@@ -263,6 +267,7 @@ std::vector<std::string_view> option_names(const Recipe& recipe) {
     add(!ranked, {"sinks", "positions"});
     add(ranked, {"protect"});
     add(windowed, {"window", "observe", "kernel", "pool"});
+    add(weighs_queries(recipe), {"query-decay"});
     add(looks_from_the_end(recipe.score), {"skip-tail", "draft"});
     // The others rank rows by the window's attention once the answer outgrows its reserve;
     // streaming heads beside full ones have at least the window.

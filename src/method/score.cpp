@@ -72,6 +72,18 @@ void pool_row(std::span<const float> in, std::int64_t kernel, Pool pool, std::sp
 
 }  // namespace
 
+QueryWeights query_weights(std::int64_t count, double decay, std::int64_t alike) {
+    QueryWeights weights{std::vector<float>(static_cast<std::size_t>(count))};
+    double weight = 1, sum = 0;
+    for (std::int64_t behind = 0; behind < count; ++behind) {
+        if (behind > alike) weight *= decay;
+        weights.each[static_cast<std::size_t>(count - 1 - behind)] = static_cast<float>(weight);
+        sum += weight;
+    }
+    weights.sum = static_cast<float>(sum);
+    return weights;
+}
+
 std::vector<float> score_window(std::span<const float> observed, const HeadShape& shape,
                                 std::int64_t n, std::int64_t window, std::int64_t kernel, Pool pool,
                                 GroupReduce reduce) {

@@ -56,6 +56,16 @@ TEST_F(BadInput, Methods) {
                    "--observe answer");
     expect_refused(run({"-p", "x", "--method", "snapkv", "--observe", "-3"}), "--observe -3");
     expect_refused(run({"-p", "x", "--method", "snapkv", "--skip-tail", "-1"}), "skip-tail is -1");
+    for (const char* decay : {"0", "1.5", "-0.1", "nan"}) {
+        expect_refused(run({"-p", "x", "--method", "snapkv", "--query-decay", decay}),
+                       "query-decay is");
+    }
+    expect_refused(run({"-p", "x", "--method", "snapkv:query-decay=2"}), "query-decay is 2");
+    expect_done(run({"-p", "x", "--method", "snapkv:query-decay=0.9", "-n", "1"}));
+    for (const char* method : {"h2o", "tova", "kvzip", "streaming-llm"}) {
+        expect_refused(run({"-p", "x", "--method", std::string(method) + ":query-decay=0.9"}),
+                       "no option query-decay");
+    }
     expect_refused(run({"-p", "x", "--method", "snapkv", "--unit", "page"}), "--unit page");
     expect_refused(run({"-p", "x", "--method", "headkv-r2", "--shrink", "2"}), "--shrink 2");
     expect_refused(run({"-p", "x", "--chat"}), "--raw");

@@ -127,6 +127,29 @@ TEST_P(Device, LooksFromBeforeTheTailAndKeepsSentencesAsTheCpuDoes) {
     EXPECT_GT(same, tolerance() < 0.01 ? 0.99 : 0.97);
 }
 
+// In the prompt, and when the reserve is full.
+TEST_P(Device, WeighsQueriesAsTheCpuDoes) {
+    auto asked = config();
+    if (!weighs_queries(**find_recipe(method()))) GTEST_SKIP() << "it does not look at the last";
+    asked.options.observe = 12;
+    asked.options.reserve = 256 - 48;  // both sides are full together, as below
+    const auto prompt = random_tokens(300, 45), tokens = random_tokens(215, 46);
+    const auto alike = read(*device, prompt, asked).sequences.at(0);
+    asked.options.query_decay = 0.3;
+    const auto ours = read(*device, prompt, asked).sequences.at(0);
+    const auto right = read(*pair.engine, prompt, asked).sequences.at(0);
+    const double same = overlap(device->positions(ours), pair.engine->positions(right));
+    EXPECT_GT(same, tolerance() < 0.01 ? 0.99 : 0.97);
+    EXPECT_LT(overlap(device->positions(ours), device->positions(alike)), 0.97);
+    steps(*device, ours, tokens);
+    steps(*device, alike, tokens);
+    steps(*pair.engine, right, tokens);
+    if (grouped() && method() != "snapkv") return;  // rows are whole blocks there
+    const auto held = device->positions(ours);
+    EXPECT_GT(overlap(held, pair.engine->positions(right)), same == 1 ? 0.97 : 0.9);
+    EXPECT_LT(overlap(held, device->positions(alike)), 0.97);
+}
+
 TEST_P(Device, TheSameAloneAndAmongOthers) {
     const auto shared = other(4);
     std::vector<std::vector<Token>> prompts;

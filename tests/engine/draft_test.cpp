@@ -92,6 +92,20 @@ TEST_F(Draft, KeepsWhatALongerPromptWouldKeepOfIt) {
     }
 }
 
+// The draft's queries and the prompt's last one count alike, those before it less.
+TEST_F(Draft, OnlyQueriesOfThePromptAreWeighed) {
+    const auto prompt = random_tokens(400, 3);
+    auto decaying = config("snapkv", 40, 9), alone = decaying;
+    const auto alike = engine().positions(sequence(prompt, decaying));
+    decaying.options.query_decay = 1e-30;
+    alone.options.observe = 1;
+    const auto ours = engine().positions(sequence(prompt, decaying));
+    EXPECT_GE(mean_jaccard(ours, engine().positions(sequence(prompt, alone))), 0.99);
+    EXPECT_LT(mean_jaccard(ours, alike), 0.98);
+    alone.options.draft = 0;  // if the draft did not count either
+    EXPECT_LT(mean_jaccard(ours, engine().positions(sequence(prompt, alone))), 0.98);
+}
+
 TEST_F(Draft, ManyCachesAreThoseOfSeparateReadings) {
     const auto prompt = random_tokens(500, 5);
     const std::vector<MethodConfig> configs = {
@@ -161,9 +175,10 @@ TEST_F(Draft, DevicesKeepWhatTheCpuDoes) {
     ASSERT_TRUE(made);
     auto& device = **made;
     const auto prompt = random_tokens(600, 8);
-    const std::vector<MethodConfig> configs = {config("snapkv", 30, 4), config("headkv-r2", 40, 0),
-                                               config("headkv-r2", 30, 9), config("ada-kv", 30, 4),
-                                               config("full", 0, 0)};
+    std::vector<MethodConfig> configs = {config("snapkv", 30, 4),    config("headkv-r2", 40, 0),
+                                         config("headkv-r2", 30, 9), config("ada-kv", 30, 4),
+                                         config("full", 0, 0),       config("headkv-r2", 30, 9)};
+    configs.back().options.query_decay = 0.2;
     const auto ours = device.prefill(prompt, configs);
     ASSERT_TRUE(ours) << ours.error().message;
     const auto right = engine().prefill(prompt, configs).value();

@@ -128,6 +128,7 @@ inline ReferenceMethod reference_method(const MethodConfig& config) {
     method.pyramid_beta = config.options.pyramid_beta;
     method.floor = config.options.floor;
     method.sinks = config.options.sinks;
+    method.query_decay = config.options.query_decay;
     if (config.scores) method.scores = config.scores->mean;
     return method;
 }

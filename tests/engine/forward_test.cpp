@@ -249,6 +249,23 @@ TEST_P(Forward, KeepsTheReferencesRows) {
     }
 }
 
+TEST_P(Forward, WeighsTheQueriesOfTheWindowAsTheReferenceDoes) {
+    const std::vector<Token> tokens = random_tokens(180, 12);
+    const ReferenceRun run = reference().run(tokens);
+    for (const char* name : {"snapkv", "ada-kv", "headkv-r2"}) {
+        MethodConfig config = method_config(name, 40, shape());
+        config.options.query_decay = 0.6;
+        ReferenceMethod right = reference_method(config), alike = right;
+        alike.query_decay = 1;
+        const PrefillResult result = prefill(tokens, config);
+        ASSERT_EQ(result.sequences.size(), 1U);
+        const KeepLists ours = engine().positions(result.sequences[0]);
+        const double same = mean_jaccard(ours, naive_keep(reference(), run, right));
+        EXPECT_GE(same, tolerance() > 0.01 ? 0.85 : 0.97) << name;
+        EXPECT_LT(mean_jaccard(ours, naive_keep(reference(), run, alike)), same) << name;
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Traits, Forward, testing::ValuesIn(trait_cases()),
                          [](const auto& info) { return info.param.name; });
 

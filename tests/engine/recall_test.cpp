@@ -204,6 +204,34 @@ TEST_F(Recall, AStepChoosesWhatItsOwnQueryAttendsToMost) {
     }
 }
 
+// Turns and steps weigh their queries as a prompt does: those that count next to nothing are as if
+// they did not look.
+TEST_F(Recall, QueriesAreWeighed) {
+    for (const char* name : {"snapkv", "kv-compress", "headkv-r2"}) {
+        auto asked = config(name, 30);
+        asked.options.observe = 8;
+        asked.options.reserve = 8;
+        const auto prompt = random_tokens(200, 24);
+        const SequenceId alike = sequence(prompt, asked);
+        asked.options.query_decay = 1e-30;
+        const SequenceId ours = sequence(prompt, asked);
+        asked.options.observe = 1;
+        const SequenceId right = sequence(prompt, asked);
+        const auto expect_as_one = [&] {
+            const auto held = engine().positions(ours);
+            EXPECT_GE(mean_jaccard(held, engine().positions(right)), 0.99) << name;
+            EXPECT_LT(mean_jaccard(held, engine().positions(alike)), 0.98) << name;
+        };
+        for (const auto id : {alike, ours, right}) extend(id, random_tokens(20, 25));
+        expect_as_one();
+        for (const Token token : random_tokens(16, 26)) {  // the last one selects
+            for (const auto id : {alike, ours, right}) step(id, token);
+        }
+        expect_as_one();
+        for (const auto id : {alike, ours, right}) engine().release(id);
+    }
+}
+
 TEST_F(Recall, AnAnswerHoldsTheBudgetAndTheTokensSince) {
     const auto row = pair_->model->info().row_bytes * shape().layers * shape().kv_heads;
     for (const char* name : {"snapkv", "ada-kv", "headkv-r2", "tova", "h2o", "kv-compress"}) {

@@ -166,6 +166,8 @@ TEST_F(Sequences, OnePrefillManyCachesEqualsSeparatePrefills) {
     configs.push_back(config("snapkv", 32));
     configs.back().options.observe = 5;
     configs.back().options.skip_tail = 7;
+    configs.push_back(configs.back());
+    configs.back().options.query_decay = 0.3;
     const auto together = engine().prefill(prompt, configs);
     ASSERT_TRUE(together) << together.error().message;
     ASSERT_EQ(together->sequences.size(), configs.size());
@@ -202,6 +204,34 @@ TEST_F(Sequences, QueriesBeforeTheTailLookAsIfThereWereNone) {
     EXPECT_EQ(ours, right);
     with.options.skip_tail = 0;
     EXPECT_NE(engine().positions(sequence(prompt, with)), right);
+}
+
+// In the prompt, and when the reserve is full.
+TEST_F(Sequences, QueriesThatCountNextToNothingAreAsIfTheyDidNotLook) {
+    const std::vector<Token> prompt = random_tokens(150, 24), next = random_tokens(30, 25);
+    for (const Recipe& recipe : recipes()) {
+        if (!weighs_queries(recipe)) continue;
+        auto decaying = config(std::string(recipe.name), 40);
+        decaying.options.observe = 9;
+        decaying.options.reserve = 12;
+        auto alone = decaying;
+        const auto alike = sequence(prompt, decaying);
+        decaying.options.query_decay = 1e-30;
+        alone.options.observe = 1;
+        const auto ours = sequence(prompt, decaying), right = sequence(prompt, alone);
+        // Products of nine queries at once may be rounded in another way.
+        EXPECT_GE(mean_jaccard(engine().positions(ours), engine().positions(right)), 0.99)
+            << recipe.name;
+        EXPECT_LT(mean_jaccard(engine().positions(ours), engine().positions(alike)), 0.98)
+            << recipe.name;
+        for (const Token token : next) {
+            step(ours, token);
+            step(right, token);
+        }
+        EXPECT_GE(mean_jaccard(engine().positions(ours), engine().positions(right)), 0.99)
+            << recipe.name;
+        for (const auto id : {alike, ours, right}) engine().release(id);
+    }
 }
 
 TEST_F(Sequences, BytesAreThePlansExactly) {

@@ -618,6 +618,29 @@ TEST(Recipes, ObserveIsTheWindowUnlessSaid) {
     EXPECT_EQ(observe(kPrompt), 0);
 }
 
+TEST(Recipes, QueriesAreWeighedWhereTheMeanOfTheLastOnesScores) {
+    EXPECT_EQ(MethodOptions{}.query_decay, 1);
+    EXPECT_EQ(preset_paper().query_decay, 1);
+    std::vector<std::string_view> weighing;
+    for (const Recipe& recipe : recipes()) {
+        if (recipe.latent) continue;
+        auto config = config_of(recipe, 64);
+        config.options.query_decay = 0.5;
+        const auto method = Method::create(config, kShape, kPrompt, kRowBytes).value();
+        const auto names = option_names(recipe);
+        const bool option = std::ranges::find(names, "query-decay") != names.end();
+        EXPECT_EQ(option, weighs_queries(recipe)) << recipe.name;
+        EXPECT_EQ(method.needs().query_decay, option ? 0.5 : 1) << recipe.name;
+        EXPECT_EQ(method.query_decay(), option ? 0.5 : 1) << recipe.name;
+        EXPECT_EQ(default_options(recipe).query_decay, 1) << recipe.name;
+        if (option) weighing.push_back(recipe.name);
+    }
+    EXPECT_EQ(weighing, (std::vector<std::string_view>{
+                            "snapkv", "pyramidkv", "ada-kv", "headkv-r", "headkv-r2", "headkv-task",
+                            "headkv-icl", "headkv-causal", "kv-compress", "ems", "chunkkv",
+                            "criticalkv", "ada-criticalkv", "kvsharer"}));
+}
+
 TEST(Recipes, TheLastTokensMayBeNoObservers) {
     auto config = config_of(*find_recipe("snapkv").value(), 64);
     const auto needs = [&](std::int64_t prompt) {
@@ -810,6 +833,10 @@ TEST_F(Refuses, OptionsOutOfRange) {
     with([](auto& o) { o.shrink = 1.5; }, "shrink");
     with([](auto& o) { o.shrink = -0.5; }, "shrink is -0.5");
     with([](auto& o) { o.skip_tail = -1; }, "skip-tail is -1");
+    with([](auto& o) { o.query_decay = 0; }, "query-decay is 0");
+    with([](auto& o) { o.query_decay = -0.5; }, "query-decay is -0.5");
+    with([](auto& o) { o.query_decay = 1.01; }, "query-decay is 1.01");
+    with([](auto& o) { o.query_decay = std::nan(""); }, "query-decay");
     with([](auto& o) { o.draft = -1; }, "draft is -1");
     with([](auto& o) { o.draft = 4096; }, "draft is 4096");
     with([](auto& o) { o.mix = -0.1; }, "mix");

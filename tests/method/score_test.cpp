@@ -51,6 +51,27 @@ TEST(Score, EqualsTheNaiveReferenceAtOddSizes) {
     }
 }
 
+TEST(Score, AQueryCountsThePartOfTheNextOne) {
+    const auto half = query_weights(4, 0.5);
+    EXPECT_EQ(half.each, (std::vector<float>{0.125F, 0.25F, 0.5F, 1}));
+    EXPECT_EQ(half.sum, 1.875F);
+    // Three of a draft, and two of the prompt before them.
+    const auto draft = query_weights(5, 0.25, 3);
+    EXPECT_EQ(draft.each, (std::vector<float>{0.25F, 1, 1, 1, 1}));
+    EXPECT_EQ(draft.sum, 4.25F);
+    const auto short_draft = query_weights(2, 0.25, 3);
+    EXPECT_EQ(short_draft.each, (std::vector<float>{1, 1}));
+    const auto alike = query_weights(100000, 1);
+    EXPECT_EQ(alike.each, std::vector<float>(100000, 1));
+    EXPECT_EQ(alike.sum, 100000);
+    EXPECT_EQ(query_weights(0, 0.5).sum, 0);
+    // Nothing overflows, and the last one is always there.
+    const auto least = query_weights(1000, std::numeric_limits<double>::denorm_min());
+    EXPECT_EQ(least.sum, 1);
+    EXPECT_EQ(least.each.back(), 1);
+    EXPECT_EQ(least.each.front(), 0);
+}
+
 // The published order is group mean first. Peaks of two query heads side by side tell the orders
 // apart: pooling first would let each head bring its own maximum.
 TEST(Score, PoolsAfterTheGroupIsReduced) {

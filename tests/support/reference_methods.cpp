@@ -202,16 +202,19 @@ double jaccard(const std::vector<std::int32_t>& a, const std::vector<std::int32_
 }  // namespace
 
 std::vector<std::vector<double>> observe(const Reference& reference, const ReferenceRun& run,
-                                         std::int64_t layer, std::int64_t window,
-                                         bool window_keys) {
+                                         std::int64_t layer, std::int64_t window, bool window_keys,
+                                         double decay) {
     Values result;
+    double all = 0;
+    for (std::int64_t i = 0; i < window; ++i) all += std::pow(decay, i);
     for (std::int64_t head = 0; head < reference.shape().heads.query_heads; ++head) {
         std::vector<double> mean(at(run.tokens));
         for (std::int64_t query = run.tokens - window; query < run.tokens; ++query) {
             const std::vector<float> weights = reference.attention(
                 run, layer, head, query, window_keys ? -1 : run.tokens - window);
+            const double share = std::pow(decay, run.tokens - 1 - query) / all;
             for (std::size_t i = 0; i < weights.size(); ++i) {
-                mean[i] += static_cast<double>(weights[i]) / static_cast<double>(window);
+                mean[i] += static_cast<double>(weights[i]) * share;
             }
         }
         result.push_back(mean);
@@ -229,9 +232,10 @@ KeepLists naive_keep(const Reference& reference, const ReferenceRun& run,
     const std::vector<std::int64_t> rows = static_rows(method, shape, run.tokens);
     KeepLists result(at(shape.layers));
     for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
-        const Values values = head_values(observe(reference, run, layer, observed_rows,
-                                                  method.mistake != Mistake::window_keys_left_out),
-                                          shape, before, method);
+        const Values values = head_values(
+            observe(reference, run, layer, observed_rows,
+                    method.mistake != Mistake::window_keys_left_out, method.query_decay),
+            shape, before, method);
         std::vector<std::int64_t> beyond;
         if (method.name == "ada-kv") {
             beyond = adaptive_rows(values, method.rows - static_cast<double>(method.window),

@@ -23,14 +23,16 @@ struct ReferenceMethod {
     double pyramid_beta = 20;
     double floor = 0.2;          // ada-kv
     std::int64_t sinks = 4;      // streaming-llm
+    double query_decay = 1;      // weight of a query of the window beside the next one's
     std::vector<double> scores;  // headkv-*: [layers][query_heads]
     Mistake mistake = Mistake::none;
 };
 
-// Mean attention of the last `window` queries: [query_heads][tokens].
+// Mean attention of the last `window` queries, the last of which weighs 1, the one before it
+// `decay`, ...: [query_heads][tokens].
 std::vector<std::vector<double>> observe(const Reference& reference, const ReferenceRun& run,
                                          std::int64_t layer, std::int64_t window,
-                                         bool window_keys = true);
+                                         bool window_keys = true, double decay = 1);
 
 KeepLists naive_keep(const Reference& reference, const ReferenceRun& run,
                      const ReferenceMethod& method);
