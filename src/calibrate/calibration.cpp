@@ -211,7 +211,10 @@ Result<CalibrationResult> calibrate(
         }
     }
     if (progress) progress(state);
-    if (state.passed < std::max<std::int64_t>(1, settings.min_passed)) {
+    result.scores.probes_tried = state.total;
+    result.scores.probes_passed = state.passed;
+    if (settings.min_passed == 0) return result;
+    if (state.passed < settings.min_passed) {
         return too_few(settings, state.passed, probes.size(), failed, partial);
     }
 
@@ -224,8 +227,6 @@ Result<CalibrationResult> calibrate(
     HeadScores& scores = result.scores;
     scores.kind = name_of(settings.kind);
     scores.shape = shape;
-    scores.probes_tried = state.total;
-    scores.probes_passed = state.passed;
     for (auto& [name, family] : families) {
         family.name = name;
         scores.families.push_back(family);

@@ -33,7 +33,8 @@ struct CalibrationSettings {
     // one, its being in the answer decides), share of the reference's tokens that the full cache
     // prefers (causal).
     double pass = 0.5;
-    std::int64_t min_passed = 20;  // fewer answered probes give no scores; at least 1
+    // Fewer answered probes give no scores; 0: probes are run, and no scores are asked for.
+    std::int64_t min_passed = 20;
     std::uint64_t seed = 1;
     std::int64_t limit = 0;            // most probes, 0: all
     std::optional<ChatTemplate> chat;  // nothing: raw prompts

@@ -18,7 +18,7 @@
 
 namespace headkv {
 
-struct TaskRow {
+struct TaskLine {
     std::int64_t line = 0;  // of the file, from 1
     std::string context, question, answer;
 };
@@ -26,7 +26,7 @@ struct TaskRow {
 // JSON lines of {"context", "question", "answers": [...]} as `eval generate` reads them; one answer
 // may stand as "answer", and the first is the reference. Blank lines are skipped, but unlike there
 // a bad line is an error (bad_input) that names it: not JSON, no context, no answer, an empty one.
-Result<std::vector<TaskRow>> load_task_rows(const std::filesystem::path& file);
+Result<std::vector<TaskLine>> load_task_rows(const std::filesystem::path& file);
 
 // An answer as the model would write it after the prompt. A raw prompt ends with "Answer:", so the
 // answer begins with a blank, unless the vocabulary puts one there by itself. Evaluation has it
@@ -43,7 +43,7 @@ struct ForcedProbe {
 
 // Families are the kinds of evidence. Only the first `most_tokens` of an answer are read. Error
 // (bad_input): prompt and answer exceed the model's context (names the line and both lengths).
-Result<std::vector<ForcedProbe>> task_probes(const Model& model, std::span<const TaskRow> rows,
+Result<std::vector<ForcedProbe>> task_probes(const Model& model, std::span<const TaskLine> rows,
                                              std::optional<ChatTemplate> chat,
                                              std::int64_t most_tokens = 128);
 

@@ -22,10 +22,10 @@ std::optional<std::string> text_field(const nlohmann::json& row, const char* nam
     return found->get<std::string>();
 }
 
-Result<TaskRow> parse_row(const std::string& line, const std::string& where) {
+Result<TaskLine> parse_row(const std::string& line, const std::string& where) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
     if (!json.is_object()) return bad_input("{}: not a JSON object", where);
-    TaskRow row;
+    TaskLine row;
     const auto context = text_field(json, "context");
     if (!context || is_blank(*context)) {
         return bad_input("{}: \"context\" is missing or empty: heads are watched as they read it",
@@ -48,8 +48,8 @@ Result<TaskRow> parse_row(const std::string& line, const std::string& where) {
 
 }  // namespace
 
-Result<std::vector<TaskRow>> load_task_rows(const std::filesystem::path& file) {
-    return parse_lines<TaskRow>(
+Result<std::vector<TaskLine>> load_task_rows(const std::filesystem::path& file) {
+    return parse_lines<TaskLine>(
         file, "task's examples", "example",
         [](const std::string& line, const std::string& where, std::int64_t number) {
             auto row = parse_row(line, where);
@@ -66,12 +66,12 @@ std::vector<Token> answer_tokens(const Tokenizer& tokenizer, std::string_view an
     return tokenizer.encode(text, false, false);
 }
 
-Result<std::vector<ForcedProbe>> task_probes(const Model& model, std::span<const TaskRow> rows,
+Result<std::vector<ForcedProbe>> task_probes(const Model& model, std::span<const TaskLine> rows,
                                              std::optional<ChatTemplate> chat,
                                              std::int64_t most_tokens) {
     const Tokenizer& tokenizer = model.tokenizer();
     std::vector<ForcedProbe> probes;
-    for (const TaskRow& row : rows) {
+    for (const TaskLine& row : rows) {
         ForcedProbe probe;
         auto prompt = question_prompt(model, row.context, row.question, chat);
         if (!prompt) return tl::unexpected(prompt.error());

@@ -12,6 +12,7 @@
 #include "cli/options.h"
 #include "cli/probe_template.h"
 #include "cli/scores_text.h"
+#include "eval/sample.h"
 
 namespace headkv::cli {
 namespace {
@@ -20,7 +21,7 @@ struct Arguments {
     ModelArguments model;
     PromptArguments prompt;  // only raw and chat_template are used
     std::string kind = "r2";
-    std::string out, haystack, needles, data, json;
+    std::string out, haystack, needles, data, json, shard = "1/1";
     std::vector<std::string> families;
     CalibrationSettings settings;
     ShareSettings share;  // of --kind share, which measures layers
@@ -119,6 +120,17 @@ struct Work {
     std::optional<Haystack> haystack;
     std::vector<ForcedProbe> forced;
     std::vector<TextProbe> texts;
+
+    // Leaves the probes of one of several runs that share them.
+    void take(const Shard& shard) {
+        std::vector<std::size_t> mine(probes.size());
+        std::iota(mine.begin(), mine.end(), 0U);
+        mine = shard_of(std::move(mine), shard);
+        probes = shard_of(std::move(probes), shard);
+        runner = [all = std::move(runner), mine = std::move(mine)](std::size_t probe) {
+            return all(mine[probe]);
+        };
+    }
 };
 
 Result<Haystack> chosen_haystack(const Arguments& arguments) {
@@ -168,7 +180,7 @@ Result<void> prepare_task(const Arguments& arguments, Engine& engine, const Prog
     auto rows = load_task_rows(arguments.data);
     if (!rows) return tl::unexpected(rows.error());
     std::string all;
-    for (const TaskRow& row : *rows) {
+    for (const TaskLine& row : *rows) {
         all += row.context + '\n' + row.question + '\n' + row.answer + '\n';
     }
     Random(settings.seed).shuffle(*rows);
@@ -280,8 +292,29 @@ nlohmann::json summary_json(const CalibrationResult& result, const Arguments& ar
     return json;
 }
 
+Result<void> tell_of_shard(const CalibrationResult& result, const Shard& shard,
+                           const Arguments& arguments, const std::string& file, double ms) {
+    const HeadScores& scores = result.scores;
+    if (arguments.json != "-") {
+        auto shown = print(fmt::format(
+            "{} of {} probes answered, {}\nkept in {}; once all shards are: cat "
+            "{}.*-of-{}.partial.jsonl > {}.partial.jsonl, then the same command without --shard\n",
+            scores.probes_passed, scores.probes_tried, human_ms(ms), file, arguments.out, shard.of,
+            arguments.out));
+        if (!shown) return shown;
+    }
+    if (arguments.json.empty()) return {};
+    const nlohmann::json json = {{"shard", to_string(shard)},      {"tried", scores.probes_tried},
+                                 {"passed", scores.probes_passed}, {"resumed", result.resumed},
+                                 {"seconds", ms / 1000},           {"file", file}};
+    return write_output(arguments.json, json.dump() + "\n");
+}
+
 Result<void> run(Arguments& arguments) {
+    const auto shard = parse_shard(arguments.shard);
+    if (!shard) return tl::unexpected(shard.error());
     if (arguments.kind == "share") {
+        if (!shard->whole()) return bad_input("--shard {}: --kind share has none", arguments.shard);
         arguments.share.seed = arguments.settings.seed;
         return calibrate_share(
             arguments.model, {arguments.out, arguments.haystack, arguments.json, arguments.share});
@@ -311,6 +344,13 @@ Result<void> run(Arguments& arguments) {
     const Progress stop = [](std::int64_t, std::int64_t) { return !interrupted(); };
     Work work;
     if (auto ready = prepare(arguments, **engine, stop, work); !ready) return ready;
+    if (!shard->whole()) {
+        settings.min_passed = 0;
+        work.take(*shard);
+    }
+    if (work.probes.empty()) {
+        return bad_input("--shard {}: there are fewer probes than shards", arguments.shard);
+    }
     if (std::ssize(work.probes) < settings.min_passed) {
         return bad_input(
             "{} probes cannot give the {} answers that scores need: ask for more probes, or accept "
@@ -319,7 +359,9 @@ Result<void> run(Arguments& arguments) {
     }
     const nlohmann::json identity = {
         {"kind", arguments.kind}, {"fingerprint", info.fingerprint}, {"settings", work.settings}};
-    const std::string partial = arguments.out + ".partial.jsonl";
+    const std::string partial =
+        arguments.out + (shard->whole() ? "" : fmt::format(".{}-of-{}", shard->index, shard->of)) +
+        ".partial.jsonl";
     ProgressBar bar("calibrate");
     const auto draw = [&](const CalibrationProgress& state) {
         bar.update(static_cast<double>(state.done), static_cast<double>(state.total));
@@ -335,6 +377,9 @@ Result<void> run(Arguments& arguments) {
     }
 
     HeadScores& scores = result->scores;
+    if (!shard->whole()) {
+        return tell_of_shard(*result, *shard, arguments, partial, watch.ms());
+    }
     scores.model_name = model_title(info);
     scores.architecture = info.architecture;
     scores.fingerprint = info.fingerprint;
@@ -423,6 +468,11 @@ void register_calibrate(CLI::App& app, Status& status) {
                     "probes that must be answered, or no file is written")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
+    command
+        .add_option("--shard", arguments->shard,
+                    "this part of the probes, for several processes or machines: 1/4 is the first "
+                    "of four. Gives no scores but a file for the run that puts all together")
+        ->type_name("I/N");
     command.add_option("--seed", arguments->settings.seed, "of the prose and the order")
         ->capture_default_str();
     command.add_flag("--raw", arguments->prompt.raw, "no chat template");

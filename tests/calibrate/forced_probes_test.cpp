@@ -19,7 +19,7 @@ protected:
         model_ = Model::load(folder_ / "tiny.gguf", {.device = "cpu", .threads = 1}).value();
         engine_ = Engine::create(model_).value();
     }
-    Result<std::vector<TaskRow>> load(const std::string& text) const {
+    Result<std::vector<TaskLine>> load(const std::string& text) const {
         std::ofstream(folder_ / "t.jsonl") << text;
         return load_task_rows(folder_ / "t.jsonl");
     }
@@ -65,7 +65,7 @@ TEST_F(ForcedProbes, NamesTheLineOfAMistake) {
 }
 
 TEST_F(ForcedProbes, TheEvidenceLiesInTheDocument) {
-    const std::vector<TaskRow> rows = {
+    const std::vector<TaskLine> rows = {
         {4, "The fox hid the key at home.", "Where is the key of the fox?", "the key"},
         {9, "The fox hid the key at home.", "Where?", "nothing of it"}};
     const auto probes = task_probes(*model_, rows, std::nullopt);
@@ -80,13 +80,13 @@ TEST_F(ForcedProbes, TheEvidenceLiesInTheDocument) {
 }
 
 TEST_F(ForcedProbes, AnAnswerBeyondTheContextIsRefused) {
-    const std::vector<TaskRow> rows = {{7, "A short text.", "What?", std::string(3000, 'x')}};
+    const std::vector<TaskLine> rows = {{7, "A short text.", "What?", std::string(3000, 'x')}};
     const auto probes = task_probes(*model_, rows, std::nullopt);
     ASSERT_FALSE(probes);
     EXPECT_EQ(probes.error().kind, ErrorKind::bad_input);
     EXPECT_NE(probes.error().message.find("line 7"), std::string::npos);
     EXPECT_NE(probes.error().message.find("2048"), std::string::npos);
-    const std::vector<TaskRow> fits = {{7, "A short text.", "What?", std::string(300, 'x')}};
+    const std::vector<TaskLine> fits = {{7, "A short text.", "What?", std::string(300, 'x')}};
     EXPECT_EQ(task_probes(*model_, fits, std::nullopt, 20).value()[0].answer.size(), 20U);
 }
 

@@ -125,6 +125,33 @@ TEST_F(Calibrate, WhatAttentionChanges) {
     expect_refused(calibrate({"--kind", "baklava", "--lengths", "999999"}), "context");
 }
 
+TEST_F(Calibrate, ShardsTogetherAreOneRun) {
+    const Arguments asked = {"--kind", "baklava",      "--lengths", "40,60",  "--limit",
+                             "5",      "--min-passed", "4",         "--json", "-"};
+    const auto shard = [&](const std::string& which) {
+        auto part = asked;
+        part.insert(part.end(), {"--shard", which});
+        return calibrate(part);
+    };
+    expect_done(calibrate(asked));
+    const auto whole = read_file(path("s.json"));
+    std::filesystem::remove(path("s.json"));
+    const Ran first = shard("1/2");
+    expect_done(first);
+    EXPECT_EQ(nlohmann::json::parse(first.out)["passed"], 3);
+    expect_done(shard("2/2"));
+    EXPECT_FALSE(std::filesystem::exists(path("s.json")));
+    write_file(folder / "s.json.partial.jsonl", read_file(path("s.json.1-of-2.partial.jsonl")) +
+                                                    read_file(path("s.json.2-of-2.partial.jsonl")));
+    const Ran joined = calibrate(asked);
+    expect_done(joined);
+    EXPECT_EQ(nlohmann::json::parse(joined.out)["resumed"], 5);
+    EXPECT_EQ(read_file(path("s.json")), whole);
+    expect_refused(shard("3/2"), "--shard 3/2");
+    expect_refused(shard("7/7"), "fewer probes than shards");
+    expect_refused(calibrate({"--kind", "share", "--shard", "1/2"}), "--kind share");
+}
+
 TEST_F(Calibrate, BadTaskFiles) {
     const auto refused = [&](const std::string& text, const std::string& says) {
         write_file(folder / "t.jsonl", text);
