@@ -51,7 +51,8 @@ struct MarkedPrompt {
 };
 struct KeepParts {
     bool marks = false;  // what stands between <keep> and </keep>, which are not part of the prompt
-    bool system = false;  // what the template puts in front of the user's text
+    bool system = false;    // what the template puts in front of the user's text
+    bool may_lack = false;  // a prompt without marks is as good
 };
 // question_prompt(), with the tokens that hold some of those parts. `special`: texts of control
 // tokens become those tokens, without a template. Errors (bad_input): question_prompt's, marks that

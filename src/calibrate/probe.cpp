@@ -144,24 +144,26 @@ std::string_view trimmed(std::string_view text) {
 
 Result<PreparedProbe> prepare_probe(const Model& model, const Haystack& haystack,
                                     const Needle& needle, const ProbeSpec& spec,
-                                    std::optional<ChatTemplate> chat) {
+                                    std::optional<ChatTemplate> chat, std::string_view system,
+                                    bool keep_system) {
     const std::string document = build_document(model.tokenizer(), haystack, needle, spec);
-    auto prompt = question_prompt(model, document, needle.question, chat);
+    auto prompt =
+        marked_prompt(model, document, needle.question, chat, system, {.system = keep_system});
     if (!prompt) return tl::unexpected(prompt.error());
-    const auto tokens = static_cast<std::int64_t>(prompt->size());
+    const auto tokens = std::ssize(prompt->tokens);
     if (tokens > model.info().context) {
         return bad_input(
             "the probe of length {} has a prompt of {} tokens, the model's context is "
             "{}; give shorter --lengths",
             spec.length, tokens, model.info().context);
     }
-    const auto span =
-        find_span(model.tokenizer(), *prompt, trimmed(needle.needle), trimmed(needle.real_needle));
+    const auto span = find_span(model.tokenizer(), prompt->tokens, trimmed(needle.needle),
+                                trimmed(needle.real_needle));
     if (!span) {
         return bad_input("needle {}: its text is not found in the tokenized prompt (\"{}\")",
                          spec.needle + 1, needle.real_needle);
     }
-    return PreparedProbe{std::move(*prompt), *span};
+    return PreparedProbe{std::move(prompt->tokens), *span, std::move(prompt->keep)};
 }
 
 bool line_complete(const Tokenizer& tokenizer, std::span<const Token> answer) {

@@ -12,6 +12,7 @@
 #include "calibrate/needles.h"
 #include "headkv/chat.h"
 #include "headkv/error.h"
+#include "headkv/method.h"
 #include "headkv/model.h"
 #include "headkv/tokenizer.h"
 
@@ -62,13 +63,16 @@ std::optional<TokenSpan> find_span(std::span<const std::string> pieces, std::str
 // A probe as the model reads it.
 struct PreparedProbe {
     std::vector<Token> prompt;
-    TokenSpan span;  // of the real needle in the prompt
+    TokenSpan span;                  // of the real needle in the prompt
+    std::vector<PositionSpan> keep;  // the system part, where it is to be kept
 };
 
-// Errors (bad_input): the needle is not found in the prompt, the prompt exceeds the context.
+// Errors (bad_input): the needle is not found in the prompt, the prompt exceeds the context, no
+// template whose system part could be kept.
 Result<PreparedProbe> prepare_probe(const Model& model, const Haystack& haystack,
                                     const Needle& needle, const ProbeSpec& spec,
-                                    std::optional<ChatTemplate> chat);
+                                    std::optional<ChatTemplate> chat, std::string_view system = {},
+                                    bool keep_system = false);
 
 // True once an answer's first line is complete: a newline after something that is not white space.
 bool line_complete(const Tokenizer& tokenizer, std::span<const Token> answer);

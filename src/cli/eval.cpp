@@ -17,7 +17,7 @@ namespace {
 struct NiahArguments {
     ModelArguments model;
     MethodArguments method;
-    PromptArguments prompt;  // only raw and chat_template are used
+    PromptArguments prompt;  // of add_template_options()
     std::vector<std::string> methods = {"snapkv", "headkv-r2"};
     std::string out, haystack, needles, json, baseline, shard = "1/1";
     NiahSettings settings;
@@ -31,15 +31,18 @@ nlohmann::json identity_of(const NiahArguments& arguments, const ModelInfo& info
     for (const Needle& needle : needles) {
         all += needle.needle + '\n' + needle.question + '\n' + needle.answer + '\n' + needle.key;
     }
-    return {{"task", "niah"},
-            {"fingerprint", info.fingerprint},
-            {"haystack", haystack.name()},
-            {"needles", needles.size()},
-            {"needles_hash", fmt::format("{:016x}", hash_text(all))},
-            {"max_tokens", s.max_tokens},
-            {"seed", s.seed},
-            {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
-            {"methods", describe(configs)}};
+    nlohmann::json identity = {
+        {"task", "niah"},
+        {"fingerprint", info.fingerprint},
+        {"haystack", haystack.name()},
+        {"needles", needles.size()},
+        {"needles_hash", fmt::format("{:016x}", hash_text(all))},
+        {"max_tokens", s.max_tokens},
+        {"seed", s.seed},
+        {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
+        {"methods", describe(configs)}};
+    add_parts(identity, arguments.prompt);
+    return identity;
 }
 
 nlohmann::json to_json(const NiahRow& row) {
@@ -140,8 +143,11 @@ Result<void> run_niah_command(NiahArguments& arguments) {
     auto chat = probe_template(arguments.prompt, **model);
     if (!chat) return tl::unexpected(chat.error());
     arguments.settings.chat = *chat;
+    arguments.settings.system = arguments.prompt.system;
+    arguments.settings.keep_system = arguments.prompt.keep.system;
     const auto configs = configurations(arguments.method, arguments.methods, info);
     if (!configs) return tl::unexpected(configs.error());
+    if (auto good = check_parts(arguments.prompt, *chat, *configs, info); !good) return good;
     const auto named = report_head("niah", info, *configs);
     if (auto good = check_baseline(arguments.baseline, named.configs); !good) return good;
     auto engine = Engine::create(*model, arguments.model.engine);
@@ -220,9 +226,7 @@ void register_niah(CLI::App& eval, Status& status) {
         ->check(CLI::PositiveNumber);
     command.add_option("--seed", arguments->settings.seed, "of prose, order and intervals")
         ->capture_default_str();
-    command.add_flag("--raw", arguments->prompt.raw, "no chat template");
-    command.add_option("--chat-template", arguments->prompt.chat_template,
-                       "name of a chat template, where the model's own is not recognised");
+    add_template_options(command, arguments->prompt);
     command.add_option("--json", arguments->json, "results as JSON to a file, or - for stdout")
         ->type_name("FILE");
     command.callback([arguments, &status] {

@@ -14,6 +14,8 @@
 namespace headkv::cli {
 namespace {
 
+constexpr std::int64_t kLongPrompt = 1 << 20;  // no budget in rows is above it
+
 std::vector<std::string> split(const std::vector<std::string>& lists, char separator) {
     std::vector<std::string> items;
     for (const std::string& list : lists) {
@@ -89,12 +91,52 @@ nlohmann::json describe(const MethodConfig& config) {
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method) {
     command
-        .add_option(
-            "--methods", methods,
-            "methods to compare with full; options of one: headkv-r2:window=24:kv-type=q8_0")
+        .add_option("--methods", methods,
+                    "methods to compare with full; options of one: headkv-r2:window=24:kv-type=q8_0")
         ->delimiter(',')
         ->type_name("NAMES");
     add_method_options(command, method, false);
+}
+
+void add_template_options(CLI::App& command, PromptArguments& prompt) {
+    auto* raw = command.add_flag("--raw", prompt.raw, "no chat template");
+    command
+        .add_option("--chat-template", prompt.chat_template,
+                    "name of a chat template, where the model's own is not recognised")
+        ->type_name("NAME");
+    command.add_option("--system", prompt.system, "system message (default: the model's own)")
+        ->excludes(raw)
+        ->type_name("TEXT");
+    command
+        .add_flag("--keep-system", prompt.keep.system,
+                  "every head keeps what the chat template puts before the prompt")
+        ->excludes(raw);
+}
+
+Result<void> check_parts(const PromptArguments& prompt, std::optional<ChatTemplate> chat,
+                         std::span<const ConfigUnderTest> configs, const ModelInfo& info) {
+    if (auto text = check_text(prompt.system, "the system message (--system)"); !text) return text;
+    if (!chat && (prompt.keep.system || !prompt.system.empty())) {
+        return bad_input(
+            "the model has no chat template, so {} has no place: leave it out, or name one with "
+            "--chat-template",
+            prompt.keep.system ? "--keep-system" : "--system");
+    }
+    if (!prompt.keep.system && !prompt.keep.marks) return {};
+    for (const ConfigUnderTest& config : configs) {
+        MethodConfig keeps = config.method;
+        keeps.keep = {{0, 0}};
+        const auto bytes = row_bytes(keeps.store, info.head_dim_k, info.head_dim_v);
+        if (!bytes) return tl::unexpected(bytes.error());
+        const auto usable = Method::create(keeps, info.shape, kLongPrompt, *bytes);
+        if (!usable) return tl::unexpected(usable.error());
+    }
+    return {};
+}
+
+void add_parts(nlohmann::json& identity, const PromptArguments& prompt) {
+    if (!prompt.system.empty()) identity["system"] = prompt.system;
+    if (prompt.keep.system) identity["keep_system"] = true;
 }
 
 Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& method,
@@ -113,8 +155,7 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
         const auto bytes = row_bytes(config->store, info.head_dim_k, info.head_dim_v);
         if (!bytes) return tl::unexpected(bytes.error());
         // What no prompt could be read with is refused before the first one is.
-        constexpr std::int64_t kLong = 1 << 20;
-        const auto usable = Method::create(*config, info.shape, kLong, *bytes);
+        const auto usable = Method::create(*config, info.shape, kLongPrompt, *bytes);
         if (!usable) return tl::unexpected(usable.error());
         auto title = method_title(written, config->store);
         configs.push_back({std::move(*config), std::move(title), rows});

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,6 +26,15 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
 // --methods and the options of methods.
 void add_comparison_options(CLI::App& command, std::vector<std::string>& methods,
                             MethodArguments& method);
+
+// --raw, --chat-template, --system and --keep-system.
+void add_template_options(CLI::App& command, PromptArguments& prompt);
+// Parts of prompts are to be kept, or there is a system message. Errors (bad_input): no template to
+// put it into, a method that cannot keep them whatever its budget.
+Result<void> check_parts(const PromptArguments& prompt, std::optional<ChatTemplate> chat,
+                         std::span<const ConfigUnderTest> configs, const ModelInfo& info);
+// Both for the identity of a run; adds nothing where nothing was asked for.
+void add_parts(nlohmann::json& identity, const PromptArguments& prompt);
 
 // All that may change a method's answers.
 nlohmann::json describe(const MethodConfig& config);

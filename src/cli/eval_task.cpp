@@ -26,7 +26,7 @@ struct TaskArguments {
     std::vector<std::string> names;  // of the tasks; the first is the subcommand's
     ModelArguments model;
     MethodArguments method;
-    PromptArguments prompt;  // only raw and chat_template are used
+    PromptArguments prompt;  // of add_template_options(), and --keep-marks
     std::vector<std::string> methods = {"snapkv", "headkv-r2"};
     std::string out, json, query_aware = "yes", baseline, shard = "1/1";
     TaskOptions options;
@@ -74,7 +74,8 @@ Result<std::vector<const EvalTask*>> chosen_tasks(std::span<const std::string> n
 }
 
 // Where options of tasks were given that none of the tasks has.
-Result<void> check_options(const TaskOptions& options, std::span<const EvalTask* const> tasks) {
+Result<void> check_options(const TaskOptions& options, bool marks,
+                           std::span<const EvalTask* const> tasks) {
     const auto check = [&](bool given, const char* name, auto takes) -> Result<void> {
         if (!given || std::ranges::any_of(tasks, [&](const EvalTask* t) { return takes(*t); })) {
             return {};
@@ -88,6 +89,7 @@ Result<void> check_options(const TaskOptions& options, std::span<const EvalTask*
          [](const EvalTask& t) { return !t.lengths.empty(); }},
         {options.metric.has_value(), "--metric", [](const EvalTask& t) { return t.metrics; }},
         {options.first_line, "--first-line", [](const EvalTask& t) { return t.metrics; }},
+        {marks, "--keep-marks", [](const EvalTask& t) { return t.marks; }},
         {options.samples > 0, "--samples", [](const EvalTask& t) { return t.samples > 0; }},
         {!options.depths.empty(), "--depths", [](const EvalTask& t) { return !t.depths.empty(); }},
         {!options.split.empty(), "--split", [](const EvalTask& t) { return !t.split.empty(); }},
@@ -137,6 +139,9 @@ Result<TaskSettings> settings_of(const EvalTask& task, const TaskArguments& argu
         settings.query_aware = false;
     }
     settings.seed = arguments.selection.seed;
+    settings.system = arguments.prompt.system;
+    settings.keep = arguments.prompt.keep;
+    settings.keep.marks = settings.keep.marks && task.marks;
     return settings;
 }
 
@@ -196,6 +201,8 @@ json identity_of(const TaskArguments& arguments, const Job& job, const ModelInfo
         {"chat_template", s.chat ? std::string(chat_template_name(*s.chat)) : "raw"},
         {"methods", describe(configs)}};
     if (s.turn_mode == TurnMode::shared_context) identity["turn_mode"] = "shared-context";
+    if (s.keep.marks) identity["keep_marks"] = true;
+    add_parts(identity, arguments.prompt);
     return identity;
 }
 
@@ -252,7 +259,9 @@ Result<Report> run_job(const TaskArguments& arguments, const Job& job, Engine& e
 Result<void> run_task_command(TaskArguments& arguments) {
     const auto tasks = chosen_tasks(arguments.names);
     if (!tasks) return tl::unexpected(tasks.error());
-    if (auto good = check_options(arguments.options, *tasks); !good) return good;
+    if (auto good = check_options(arguments.options, arguments.prompt.keep.marks, *tasks); !good) {
+        return good;
+    }
     if (arguments.query_aware != "yes" && arguments.query_aware != "no") {
         return bad_input("--query-aware {}: give yes or no", arguments.query_aware);
     }
@@ -287,6 +296,7 @@ Result<void> run_task_command(TaskArguments& arguments) {
     if (!chat) return tl::unexpected(chat.error());
     const auto configs = configurations(arguments.method, arguments.methods, info);
     if (!configs) return tl::unexpected(configs.error());
+    if (auto good = check_parts(arguments.prompt, *chat, *configs, info); !good) return good;
     const auto named = report_head("", info, *configs);
     if (auto good = check_baseline(arguments.baseline, named.configs); !good) return good;
     if (auto loaded = load_jobs(&(*model)->tokenizer()); !loaded) return loaded;
@@ -414,9 +424,11 @@ void add_task(CLI::App& eval, Status& status, const EvalTask& task) {
         ->type_name("I/N");
     command.add_option("--seed", arguments->selection.seed, "of the order and the intervals")
         ->capture_default_str();
-    command.add_flag("--raw", arguments->prompt.raw, "no chat template");
-    command.add_option("--chat-template", arguments->prompt.chat_template,
-                       "name of a chat template, where the model's own is not recognised");
+    add_template_options(command, arguments->prompt);
+    auto* marks =
+        command.add_flag("--keep-marks", arguments->prompt.keep.marks,
+                         "every head keeps what stands between <keep> and </keep> in an example");
+    if (!task.marks) marks->group("");
     command.add_option("--json", arguments->json, "results as JSON to a file, or - for stdout")
         ->type_name("FILE");
     command.callback([arguments, more, &status] {

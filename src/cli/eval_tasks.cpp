@@ -75,6 +75,7 @@ std::span<const EvalTask> eval_tasks() {
                  .about = "your own questions, from a file of JSON lines",
                  .data = R"(JSON lines of "context", "question", "answers": [...], "id")",
                  .metrics = true,
+                 .marks = true,
                  .settings = answers_of(Metric::f1, 64),
                  .load = [](const TaskOptions& options,
                             const Tokenizer*) { return load_examples(options.data); }},

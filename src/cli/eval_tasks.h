@@ -39,6 +39,7 @@ struct EvalTask {
     std::int64_t samples = 0;       // default of --samples; 0: no such option
     std::int64_t turns = 0;         // the same of --turns and --turn-mode
     bool metrics = false;           // takes --metric and --first-line
+    bool marks = false;             // its texts are the user's own: takes --keep-marks
     TaskSettings settings = {};     // metric, tokens of an answer
     // `options` with the defaults filled in; tasks that read --data get no tokenizer, so that they
     // load before the model does.

@@ -128,7 +128,7 @@ Result<MarkedPrompt> marked_prompt(const Model& model, std::string_view document
         if (!of_question) return tl::unexpected(of_question.error());
         own = std::move(*of_document);
         asked = std::move(*of_question);
-        if (own.spans.empty() && asked.spans.empty()) {
+        if (own.spans.empty() && asked.spans.empty() && !parts.may_lack) {
             return bad_input("nothing of the prompt stands between <keep> and </keep>");
         }
     }

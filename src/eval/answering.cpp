@@ -178,6 +178,16 @@ std::string_view first_line(std::string_view text) {
     return first == std::string_view::npos ? text : text.substr(0, text.find('\n', first));
 }
 
+std::vector<MethodConfig> asked_methods(const Asked& asked,
+                                        std::span<const ConfigUnderTest> configs) {
+    auto methods = methods_of(configs);
+    for (MethodConfig& method : methods) {
+        method.question = asked.question;
+        method.keep = asked.keep;
+    }
+    return methods;
+}
+
 Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked,
                                               std::span<const ConfigUnderTest> configs,
                                               const Progress& progress) {
@@ -196,8 +206,7 @@ Result<std::vector<Answered>> answer_with_all(Engine& engine, const Asked& asked
         options.expected_new_tokens +=
             static_cast<std::int64_t>(turn.prompt.size()) + answer_room(asked, turn.reference);
     }
-    auto methods = methods_of(all);
-    for (MethodConfig& method : methods) method.question = asked.question;
+    const auto methods = asked_methods(asked, all);
     auto filled = engine.prefill(std::span(asked.prompt).first(asked.compressed), methods, options);
     if (!filled) return tl::unexpected(filled.error());
     const Sequences sequences(engine, filled->sequences);

@@ -33,7 +33,8 @@ struct Asked {
     // must then be a question outside). False: each stands behind the questions and answers before
     // it, and rows that decoding gives up are gone for the later ones too.
     bool shared_context = false;
-    QuestionPart question = {};  // in the prompt, where it is compressed with it
+    QuestionPart question = {};           // in the prompt, where it is compressed with it
+    std::vector<PositionSpan> keep = {};  // of the compressed part, in every head
 };
 
 // Tokens that follow a question: the greedy answer, or the reference.
@@ -55,6 +56,10 @@ struct Answered {
     std::vector<AnsweredTurn> turns = {};  // as Asked has them: without the first question
     std::int64_t archive_bytes = 0;        // beside them, for recall
 };
+
+// The methods of `configs` as a prefill of the compressed part takes them.
+std::vector<MethodConfig> asked_methods(const Asked& asked,
+                                        std::span<const ConfigUnderTest> configs);
 
 // Answers of full first, then of `configs` in their order. Without a question outside, the first
 // token's distribution is the prefill's: no compressed row has been read for it. No sequence is

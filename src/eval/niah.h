@@ -25,6 +25,8 @@ struct NiahSettings {
     std::int64_t limit = 0;                            // most probes, 0: all
     std::uint64_t seed = 1;
     std::optional<ChatTemplate> chat;
+    std::string system = {};   // message; empty: the template's own
+    bool keep_system = false;  // every head keeps what the template puts before the document
 };
 
 // What one configuration made of one probe.

@@ -43,12 +43,17 @@ Result<NiahProbe> run_niah_probe(Engine& engine, const Haystack& haystack, const
                                  const ProbeSpec& spec, std::span<const ConfigUnderTest> configs,
                                  const NiahSettings& settings, const Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
-    auto prepared = prepare_probe(engine.model(), haystack, needle, spec, settings.chat);
+    auto prepared = prepare_probe(engine.model(), haystack, needle, spec, settings.chat,
+                                  settings.system, settings.keep_system);
     if (!prepared) return tl::unexpected(prepared.error());
     const Reference reference =
         make_reference(engine.model().tokenizer(), needle, settings.chat.has_value());
-    const Asked asked{prepared->prompt, prepared->prompt.size(), reference.tokens,
-                      settings.max_tokens, true};
+    const Asked asked{.prompt = prepared->prompt,
+                      .compressed = prepared->prompt.size(),
+                      .reference = reference.tokens,
+                      .max_tokens = settings.max_tokens,
+                      .first_line = true,
+                      .keep = prepared->keep};
     auto answered = answer_with_all(engine, asked, configs, progress);
     if (!answered) return tl::unexpected(answered.error());
 

@@ -19,6 +19,7 @@
 #include "eval/string_match.h"
 #include "headkv/chat.h"
 #include "headkv/engine.h"
+#include "headkv/session.h"
 
 namespace headkv {
 
@@ -101,6 +102,10 @@ struct TaskSettings {
     std::int64_t limit = 0;   // most examples, 0: all
     std::uint64_t seed = 1;   // of the order and of the intervals
     std::optional<ChatTemplate> chat;
+    std::string system = {};  // message, where there is a template; empty: the template's own
+    // What every head keeps of a prompt. Examples may lack marks, and have no system part without a
+    // template.
+    KeepParts keep = {};
     TurnMode turn_mode = TurnMode::multi_turn;
 };
 
@@ -148,11 +153,13 @@ std::vector<TaskExample> chosen_examples(std::vector<TaskExample> examples,
 // The prompt, where its question begins (see Asked), the reference, and the further questions. A
 // prompt that leaves no room for what follows in the context loses its middle, as LongBench
 // prescribes (2308.14508); `cut` says how many tokens.
-// Error (bad_input): nothing to compress before the question with query_aware off.
+// Errors (bad_input): nothing to compress before the question with query_aware off, or marks in it;
+// marks that do not pair.
 Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSettings& settings,
                   std::int64_t& cut);
 
-// An example that cannot be asked gives a result that says why. Errors: those of the engine.
+// An example that cannot be asked, or has parts to keep that a budget does not hold, gives a result
+// that says why. Errors: those of the engine.
 Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
                                std::span<const ConfigUnderTest> configs,
                                const TaskSettings& settings, const Progress& progress = {});

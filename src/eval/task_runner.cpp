@@ -9,6 +9,7 @@
 #include "eval/generate.h"
 #include "eval/task.h"
 #include "headkv/session.h"
+#include "text/keep_marks.h"
 
 namespace headkv {
 namespace {
@@ -36,6 +37,19 @@ double score_of(const TaskExample& example, const TaskSettings& settings, std::s
                                     : score_answer(metric, text, answers, example.labels);
 }
 
+struct TaskTexts {
+    std::string context, question;
+};
+
+// Without <keep> and </keep>, where those are marks.
+Result<TaskTexts> texts_of(const TaskExample& example, bool marks) {
+    if (!marks) return TaskTexts{example.context, example.question};
+    auto context = take_keep_marks(example.context), question = take_keep_marks(example.question);
+    if (!context) return bad_input("{}: its context, {}", example.id, context.error().message);
+    if (!question) return bad_input("{}: its question, {}", example.id, question.error().message);
+    return TaskTexts{std::move(context->text), std::move(question->text)};
+}
+
 double mean(std::span<const double> each) {
     return std::accumulate(each.begin(), each.end(), 0.0) / static_cast<double>(each.size());
 }
@@ -46,14 +60,25 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
                   std::int64_t& cut) {
     const auto chat = example.raw ? std::nullopt : settings.chat;
     assert(!example.verbatim || example.turns.empty());
-    const auto prompt_of = [&](std::string_view question) {
-        return example.verbatim
-                   ? question_prompt(model, fmt::format("{}{}", example.context, question), "",
-                                     chat)
-                   : question_prompt(model, example.context, question, chat);
+    const std::string_view system = chat ? std::string_view(settings.system) : "";
+    const auto texts = texts_of(example, settings.keep.marks);
+    if (!texts) return tl::unexpected(texts.error());
+    const auto prompt_of = [&](std::string_view context, std::string_view question,
+                               const KeepParts& parts) {
+        return example.verbatim ? marked_prompt(model, fmt::format("{}{}", context, question), "",
+                                                chat, system, parts)
+                                : marked_prompt(model, context, question, chat, system, parts);
     };
-    auto prompt = prompt_of(example.question);
-    if (!prompt) return tl::unexpected(prompt.error());
+    // The tokens alone, of the same context.
+    const auto asked_instead = [&](std::string_view question) -> Result<std::vector<Token>> {
+        auto other = prompt_of(texts->context, question, {});
+        if (!other) return tl::unexpected(other.error());
+        return std::move(other->tokens);
+    };
+    const KeepParts parts{settings.keep.marks, settings.keep.system && chat, true};
+    auto marked = prompt_of(example.context, example.question, parts);
+    if (!marked) return tl::unexpected(marked.error());
+    const std::vector<Token>* const prompt = &marked->tokens;
     Asked asked;
     // No blank opens an answer behind white space, such as a line of code on a line of its own.
     const bool no_blank = chat || (example.verbatim && ends_in_space(example));
@@ -71,8 +96,7 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
     const bool blind = asked.shared_context || !settings.query_aware;
     std::size_t before = prompt->size();
     if (blind) {
-        const bool digit = !example.question.empty() && example.question[0] == '0';
-        const auto other = prompt_of(digit ? "Why" : "0");
+        const auto other = asked_instead(texts->question.starts_with('0') ? "Why" : "0");
         if (!other) return tl::unexpected(other.error());
         before = common_prefix(*prompt, *other);
     }
@@ -81,7 +105,7 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
         AskedTurn further;
         further.reference = reference_of(turn.answers);
         if (asked.shared_context) {
-            auto own = prompt_of(turn.question);
+            auto own = asked_instead(turn.question);
             if (!own) return tl::unexpected(own.error());
             before = std::min(before, common_prefix(*prompt, *own));
             prompts.push_back(std::move(*own));
@@ -98,6 +122,12 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
     }
     if (blind && (example.context.empty() || before == 0 || before == prompt->size())) {
         return bad_input("{}: has nothing before its question to compress without it", example.id);
+    }
+    if (!marked->keep.empty() && marked->keep.back().end > static_cast<std::int64_t>(before)) {
+        return bad_input(
+            "{}: its question has marks, but is read behind the compressed context: use "
+            "--query-aware yes",
+            example.id);
     }
     for (std::size_t i = 0; i < prompts.size(); ++i) {
         asked.turns[i].prompt.assign(prompts[i].begin() + static_cast<std::ptrdiff_t>(before),
@@ -125,14 +155,15 @@ Result<Asked> ask(const Model& model, const TaskExample& example, const TaskSett
             return bad_input("{}: its question of {} tokens does not fit the context of {}",
                              example.id, behind, context);
         }
-        *prompt = truncate_middle(*prompt, limit);
+        *marked = truncate_middle(*marked, limit);
         cut = length - limit;
     }
     asked.compressed = prompt->size() - behind;
     if (!blind && !example.verbatim) {
-        asked.question = question_part(model, example.context, example.question, chat);
+        asked.question = question_part(model, texts->context, texts->question, chat, system);
     }
-    asked.prompt = std::move(*prompt);
+    asked.prompt = std::move(marked->tokens);
+    asked.keep = std::move(marked->keep);
     return asked;
 }
 
@@ -152,6 +183,15 @@ Result<TaskResult> run_example(Engine& engine, const TaskExample& example,
         return result;
     }
     result.prompt_tokens = static_cast<std::int64_t>(asked->prompt.size());
+    if (!asked->keep.empty()) {
+        const auto compressed = std::span(asked->prompt).first(asked->compressed);
+        for (const MethodConfig& method : asked_methods(*asked, configs)) {
+            if (const auto fits = engine.check(compressed, method); !fits) {
+                result.skipped = fmt::format("{}: {}", example.id, fits.error().message);
+                return result;
+            }
+        }
+    }
     auto answered = answer_with_all(engine, *asked, configs, progress);
     if (!answered) return tl::unexpected(answered.error());
     for (Answered& one : *answered) {

@@ -65,6 +65,10 @@ TEST_F(Calibrate, LayersThatShareRowsAndARunWithThem) {
     expect_refused(run({"-p", "hello", "--method", "kvzip", "--share", path("s.json")}),
                    "leave --share out");
     expect_refused(run({"-p", "hello", "--share", path("doc.txt")}), "not JSON");
+    // Said before the first prompt of an evaluation is read, whatever the budget.
+    expect_refused(call({"eval", "niah", "-m", model(), "-o", path("n"), "--chat-template",
+                         "chatml", "--keep-system", "--methods", "snapkv:share=" + path("s.json")}),
+                   "cannot keep marked parts");
     expect_refused(calibrate({"--kind", "share", "--share-layers", "3"}), "cannot share");
     expect_refused(calibrate({"--kind", "share", "--share-cosine", "0.999999"}), "--share-cosine");
 }

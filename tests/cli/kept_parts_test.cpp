@@ -97,6 +97,61 @@ TEST_F(KeptParts, MarkedPartsStayAndTheMarksGo) {
                       "--keep-system"}));
 }
 
+TEST_F(KeptParts, AnEvaluationKeepsWhatItsFileMarks) {
+    const auto line = [](const std::string& id, const std::string& context) {
+        return Json{{"id", id}, {"context", context}, {"question", "Which?"}, {"answers", {"7"}}}
+                   .dump() +
+               "\n";
+    };
+    const std::string text = numbers();
+    write_file(folder / "data.jsonl", line("marked", text + "<keep>alpha</keep> " + text) +
+                                          line("plain", text) + line("torn", text + "<keep>") +
+                                          line("large", "<keep>" + text + "</keep>"));
+    const auto eval = [&](const Arguments& more) {
+        Arguments arguments = {
+            "eval", "generate", "-m",     model(), "--data",    path("data.jsonl"),
+            "-o",   path("o"),  "--rows", "40",    "--methods", "snapkv,h2o",
+            "-n",   "2",        "--json", "-"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return call(arguments);
+    };
+    const Ran ran = eval({"--raw", "--keep-marks"});
+    expect_done(ran);
+    const auto json = Json::parse(ran.out);
+    EXPECT_EQ(json["results"][1]["n"], 2) << ran.out;
+    EXPECT_DOUBLE_EQ(json["results"][1]["rows_kept_mean"].get<double>(), 40);
+    EXPECT_EQ(json["flags"]["keep_marks"], true);
+    std::set<std::string> reasons;
+    for (const auto& left : json["skipped"]) reasons.insert(left["reason"].get<std::string>());
+    ASSERT_EQ(reasons.size(), 2U) << ran.out;
+    EXPECT_TRUE(reasons.begin()->starts_with("large: a budget of 40 rows")) << *reasons.begin();
+    EXPECT_TRUE(reasons.rbegin()->starts_with("torn: its context, line 1")) << *reasons.rbegin();
+    // Without the flag they are text, and nothing is left out.
+    const Ran text_only = eval({"--raw"});
+    expect_done(text_only);
+    EXPECT_EQ(Json::parse(text_only.out)["results"][1]["n"], 4);
+
+    expect_done(eval(
+        {"--chat-template", "chatml", "--system", "Be terse.", "--keep-system", "--rows", "60"}));
+    expect_refused(eval({"--keep-system"}), "no chat template");
+    expect_refused(eval({"--system", "x"}), "no chat template");
+    const auto niah = [&](const Arguments& more) {
+        Arguments arguments = {"eval",      "niah", "-m",        model(), "-o", path("n"),
+                               "--lengths", "300",  "--limit",   "1",     "-n", "2",
+                               "--rows",    "60",   "--methods", "snapkv"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return call(arguments);
+    };
+    expect_done(niah({"--chat-template", "chatml", "--system", "Be terse.", "--keep-system"}));
+    EXPECT_NE(read_file(folder / "n/results.json").find("\"keep_system\": true"),
+              std::string::npos);
+    expect_refused(niah({"--chat-template", "chatml", "--system", text, "--keep-system"}),
+                   "marked to be kept");
+    expect_refused(niah({"--keep-system"}), "no chat template");
+    expect_refused(call({"eval", "parity", "-m", model(), "-o", path("p"), "--keep-marks"}),
+                   "--keep-marks is no option of eval parity");
+}
+
 TEST_F(KeptParts, NewMethodsRunThroughEvalAndBench) {
     const Ran niah = call({"eval", "niah", "-m", model(), "--raw", "-o", path("niah"), "--lengths",
                            "300", "--limit", "2", "-n", "2", "--rows", "30", "--methods",

@@ -261,6 +261,80 @@ TEST_F(TaskOnTinyModel, OnePrefillAnswersForAllAndLeavesNoSequenceBehind) {
     EXPECT_DOUBLE_EQ(result.answers[1].log_probability, result.answers[0].log_probability);
 }
 
+TEST_F(TaskOnTinyModel, MarkedPartsStayInEveryHeadAndTheMarksAreNoText) {
+    std::int64_t cut = 0;
+    const auto plain = ask(*model_, example_, settings_, cut).value();
+    EXPECT_TRUE(plain.keep.empty());
+    settings_.keep.marks = true;
+    EXPECT_EQ(ask(*model_, example_, settings_, cut)->prompt, plain.prompt);
+    const std::string part = "word30 word31";
+    const auto at = example_.context.find(part);
+    example_.context.insert(at + part.size(), "</keep>").insert(at, "<keep>");
+    const auto text_of = [&](const Asked& asked, const PositionSpan& span) {
+        return model_->tokenizer().decode(
+            std::span(asked.prompt)
+                .subspan(static_cast<std::size_t>(span.begin),
+                         static_cast<std::size_t>(span.end - span.begin)));
+    };
+    for (const bool aware : {true, false}) {
+        settings_.query_aware = aware;
+        const auto asked = ask(*model_, example_, settings_, cut).value();
+        EXPECT_EQ(asked.prompt, plain.prompt);
+        ASSERT_EQ(asked.keep.size(), 1U);
+        EXPECT_NE(text_of(asked, asked.keep[0]).find(part), std::string::npos);
+        EXPECT_LE(text_of(asked, asked.keep[0]).size(), part.size() + 2);
+
+        // A budget below window and part leaves the example out and says why.
+        const auto refused = run_example(*engine_, example_, configs_, settings_).value();
+        EXPECT_TRUE(refused.answers.empty());
+        EXPECT_TRUE(refused.skipped.starts_with("x: a budget of 24 rows")) << refused.skipped;
+        EXPECT_NE(refused.skipped.find("marked to be kept"), std::string::npos);
+        configs_[0].method.budget.value = 40;
+        const auto result = run_example(*engine_, example_, configs_, settings_).value();
+        ASSERT_EQ(result.answers.size(), 2U) << result.skipped;
+        EXPECT_DOUBLE_EQ(result.answers[1].rows_kept, 40);
+        configs_[0].method.budget.value = 24;
+    }
+    // A question that is read behind the compressed context has no rows among those chosen.
+    example_.question = "Which <keep>word</keep>?";
+    EXPECT_NE(ask(*model_, example_, settings_, cut).error().message.find("--query-aware"),
+              std::string::npos);
+    settings_.query_aware = true;
+    const auto both = ask(*model_, example_, settings_, cut).value();
+    EXPECT_EQ(both.prompt, plain.prompt);
+    ASSERT_EQ(both.keep.size(), 2U);
+    EXPECT_NE(text_of(both, both.keep[1]).find("word"), std::string::npos);
+    EXPECT_EQ(both.question, plain.question);
+
+    example_.question = "Which <keep>word?";
+    const auto torn = run_example(*engine_, example_, configs_, settings_).value();
+    EXPECT_NE(torn.skipped.find("x: its question, line 1 has <keep>"), std::string::npos);
+    settings_.keep.marks = false;
+    const auto as_text = ask(*model_, example_, settings_, cut).value();
+    EXPECT_NE(model_->tokenizer().decode(as_text.prompt).find("<keep>"), std::string::npos);
+    EXPECT_TRUE(as_text.keep.empty());
+}
+
+TEST_F(TaskOnTinyModel, TheSystemPartStaysWhereThereIsATemplate) {
+    settings_.chat = chat_template_by_name("chatml").value();
+    settings_.system = "Be terse.";
+    std::int64_t cut = 0;
+    const auto plain = ask(*model_, example_, settings_, cut).value();
+    settings_.keep.system = true;
+    const auto asked = ask(*model_, example_, settings_, cut).value();
+    EXPECT_EQ(asked.prompt, plain.prompt);
+    ASSERT_EQ(asked.keep.size(), 1U);
+    EXPECT_EQ(asked.keep[0].begin, 0);
+    const auto part = std::span(asked.prompt).first(static_cast<std::size_t>(asked.keep[0].end));
+    const auto text = model_->tokenizer().decode(part);
+    EXPECT_NE(text.find("Be terse."), std::string::npos);
+    EXPECT_EQ(text.find("word0"), std::string::npos);
+    example_.raw = true;  // as a benchmark prescribes: without a template, so without its part
+    const auto raw = ask(*model_, example_, settings_, cut).value();
+    EXPECT_TRUE(raw.keep.empty());
+    EXPECT_EQ(model_->tokenizer().decode(raw.prompt).find("terse"), std::string::npos);
+}
+
 TEST_F(TaskOnTinyModel, AnExampleThatCannotBeAskedSaysWhy) {
     settings_.query_aware = false;
     example_.context.clear();
