@@ -338,6 +338,17 @@ struct MergedRow {
     bool operator==(const MergedRow&) const = default;
 };
 
+// The last of the classes of score_token_classes(): rows of no other.
+constexpr std::uint8_t kAnyRow = 4;
+
+// What a head whose rows have classes goes on with while it answers.
+struct HeadClasses {
+    // The last class of which it keeps rows; kAnyRow: none of them decides.
+    std::uint8_t last = kAnyRow;
+    // Attention of all queries so far, their sum, to each row held when rows were last selected.
+    std::vector<float> attention = {};
+};
+
 // What a selection makes of one layer: [kv_heads] sorted positions, and what joins them (empty
 // where nothing merges), in order of `into`, then `from`.
 struct LayerChoice {
@@ -381,6 +392,8 @@ public:
     std::int64_t most_unclustered(std::int64_t rows) const;
     // Whether the rows of a head are only known once a prompt has been read.
     bool rows_follow_prompt() const;
+    // Whether rows are classed by what their tokens are, in a prompt and while decoding.
+    bool rows_have_classes() const { return !full_ && recipe_.score == ScoreStep::token_classes; }
     // Whether dropped rows join others, which changes values that are kept.
     bool merges() const;
     // Whether keys are to be turned to their places among the rows kept.
@@ -407,6 +420,14 @@ public:
     std::vector<std::int32_t> keep_head(std::span<const float> observed, std::int64_t n,
                                         std::int64_t rows,
                                         std::span<const std::int32_t> positions = {}) const;
+    // The same where rows_have_classes(): the classes of the rows held decide as far as the head
+    // has some, the cheapest first; of the class that is cut stay those with the most attention, of
+    // recent rows the newest. `head`: what the head brings along; then of the rows that stay.
+    // `positions` [n]; `kinds` of all tokens of the sequence.
+    std::vector<std::int32_t> keep_classed(HeadClasses& head, std::span<const float> observed,
+                                           std::span<const std::int32_t> positions,
+                                           std::span<const TokenKind> kinds,
+                                           std::int64_t rows) const;
     // The same by a value for each row [n] instead of attention.
     std::vector<std::int32_t> keep_valued(std::span<const float> values, std::int64_t n,
                                           std::int64_t rows) const;
@@ -416,6 +437,8 @@ private:
     std::vector<float> values_of(std::int64_t layer, const LayerView& view) const;
     // What decides between equal values before the position does; empty: nothing.
     std::vector<float> second_values_of(const LayerView& view) const;
+    // Rows of a class that is a share of the prompt.
+    std::int64_t class_rows(double share) const;
     bool marked(std::int64_t position) const;
     // Rows of a head that no score decides about: the last of `rows` in all, and the first.
     std::int64_t recent_rows(std::int64_t rows) const;
@@ -459,11 +482,15 @@ public:
         std::vector<std::vector<std::int32_t>> stay;
     };
     const std::vector<Cut>& cuts() const { return cuts_; }
+    // After the last layer: what the heads begin to answer with, [layers * kv_heads]. Nothing
+    // unless Method::rows_have_classes().
+    std::vector<HeadClasses> classes() const;
 
 private:
     struct Rival {
         float value = 0, second = 0;
         std::int32_t position = 0;
+        std::uint8_t token_class = 0;
     };
     using Head = std::vector<Rival>;  // still in, by position
     void keep_best(std::int64_t count, std::size_t newest);
@@ -471,6 +498,7 @@ private:
     Method method_;
     std::int64_t recent_, protect_;          // last and first rows of a head, which do not compete
     std::vector<std::vector<Head>> layers_;  // [layers][kv_heads], without heads until it came
+    std::vector<std::vector<float>> recent_seconds_;  // [layers][kv_heads * recent_], as layers_
     std::vector<Cut> cuts_;
     std::vector<std::vector<MergedRow>> merged_;
 };
@@ -554,6 +582,16 @@ void rank_by_output(std::span<float> values, std::span<const float> norms, const
 std::vector<float> score_token_classes(const LayerView& view, const HeadShape& shape,
                                        std::int64_t n, std::int64_t protect, std::int64_t frequent,
                                        std::int64_t local, GroupReduce reduce);
+// The classes themselves, [kv_heads][n]; the arguments are the same.
+std::vector<std::uint8_t> token_classes(const LayerView& view, const HeadShape& shape,
+                                        std::int64_t n, std::int64_t protect, std::int64_t frequent,
+                                        std::int64_t local, GroupReduce reduce);
+// The classes of the rows that one head holds, [n], by their `positions` in a text: the last
+// `local` tokens are recent. `kinds` [tokens], `attention` [n].
+std::vector<std::uint8_t> held_classes(std::span<const std::int32_t> positions,
+                                       std::span<const TokenKind> kinds,
+                                       std::span<const float> attention, std::int64_t protect,
+                                       std::int64_t frequent, std::int64_t local);
 // EMS (2412.08521): attention of all queries, each row's divided by the queries that can see it,
 // and that of the last ones, scaled to the same mean before the last `window` rows, and added:
 // [query_heads][n].

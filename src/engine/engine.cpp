@@ -20,6 +20,7 @@
 #include "engine/reconstruction.h"
 #include "engine/step_recall.h"
 #include "engine/text_probabilities.h"
+#include "engine/token_kinds.h"
 #include "engine/turn_keys.h"
 #include "headkv/sampler.h"
 
@@ -850,8 +851,12 @@ Result<void> Engine::Impl::reselect(Sequence& sequence) {
                     flat.insert(flat.end(), part.begin(), part.end());
                 }
             }
+            const auto positions = state.cache.positions(layer, head);
             const auto keep =
-                state.method.keep_head(flat, count, bound, state.cache.positions(layer, head));
+                state.classes.empty()
+                    ? state.method.keep_head(flat, count, bound, positions)
+                    : state.method.keep_classed(state.classes[size(layer * heads + head)], flat,
+                                                positions, state.kinds, bound);
             state.cache.keep(layer, head, keep);
             if (state.method.in_cache_positions()) close_gaps(head, keep, count, turns);
         }
@@ -969,6 +974,13 @@ Result<void> Engine::Impl::run_step(std::span<const DecodeInput> inputs,
         sequence.state.log.written += count;
         sequence.tokens += count;
         sequence.since += count;
+        if (!sequence.state.classes.empty()) {
+            const auto now =
+                std::span<const Token>(ids).subspan(size(slots[slot].first), size(count));
+            const auto kinds = token_kinds(*weights().tokenizer, now);
+            auto& all = sequence.state.kinds;
+            all.insert(all.end(), kinds.begin(), kinds.end());
+        }
         if (!sequence.state.archive) continue;
         if (auto kept = archive_newest(sequence.state, count); !kept) return kept;
     }
@@ -1155,6 +1167,8 @@ Result<SequenceId> Engine::copy(SequenceId sequence) {
             from.since};
         if (from.state.archive) twin.state.archive = from.state.archive->copy();
         twin.state.clusters = from.state.clusters;
+        twin.state.classes = from.state.classes;
+        twin.state.kinds = from.state.kinds;
         const auto id = impl_->next_id++;
         impl_->sequences.emplace(id, std::move(twin));
         return id;

@@ -321,7 +321,13 @@ Result<void> Prefill::compress_layer() {
             }
             if (auto fits = target.cache.fit(cut.layer, target.reserve); !fits) return fits;
         }
-        if (layer_ + 1 == model_.hyper.shape.layers) target.selection.reset();
+        if (layer_ + 1 == model_.hyper.shape.layers) {
+            if (target.method.rows_have_classes() && !target.archive) {
+                target.classes = target.selection->classes();
+                target.kinds = kinds_;
+            }
+            target.selection.reset();
+        }
         if (target.archive) {
             std::vector<std::int32_t> every(size(tokens_));
             std::iota(every.begin(), every.end(), 0);

@@ -32,6 +32,9 @@ struct PrefillTarget {
     std::vector<KeyClusters> clusters = {};         // [layers * kv_heads] of the archive's rows,
                                                     // where the method ranks them
     std::optional<PromptSelection> selection = {};  // of `method`, while the prompt is read
+    // Where Method::rows_have_classes(), and rows are not chosen from an archive:
+    std::vector<HeadClasses> classes = {};  // [layers * kv_heads], behind the prompt
+    std::vector<TokenKind> kinds = {};      // of all tokens
 };
 
 // A prefill cut into steps of one (layer, chunk), so that a caller can do other work between them.

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 #include "method/allocate.h"
 #include "method/layout.h"
@@ -678,18 +679,11 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
             values = competing({view.reconstruction.begin(), view.reconstruction.end()},
                                shape_.kv_heads, 0, prompt_ - without);
             break;
-        case ScoreStep::token_classes: {
-            const auto most =
-                options.class_rows > 0 ? options.class_rows : std::llround(std::ceil(rows_));
-            const auto of = [&](double share) {
-                return std::min<std::int64_t>(most,
-                                              std::llround(share * static_cast<double>(prompt_)));
-            };
-            values =
-                score_token_classes(view, shape_, prompt_, protected_rows(), of(options.frequent),
-                                    of(options.local), options.group_reduce);
+        case ScoreStep::token_classes:
+            values = score_token_classes(view, shape_, prompt_, protected_rows(),
+                                         class_rows(options.frequent), class_rows(options.local),
+                                         options.group_reduce);
             break;
-        }
         case ScoreStep::aligned_attention:
             values = score_window(align_attention(view, shape_, prompt_, without), shape_, prompt_,
                                   without, kernel, options.pool, options.group_reduce);
@@ -722,6 +716,12 @@ std::vector<float> Method::values_of(std::int64_t layer, const LayerView& view) 
     }
     if (recipe_.score == ScoreStep::prefix_mass) rank_by_prefix_mass(values, shape_.kv_heads);
     return values;
+}
+
+std::int64_t Method::class_rows(double share) const {
+    const auto asked = config_.options.class_rows;
+    const auto most = asked > 0 ? asked : std::llround(std::ceil(rows_));
+    return std::min<std::int64_t>(most, std::llround(share * static_cast<double>(prompt_)));
 }
 
 std::vector<float> Method::second_values_of(const LayerView& view) const {
@@ -887,6 +887,46 @@ std::vector<std::int32_t> Method::keep_head(std::span<const float> observed, std
         select_top_k_window(values, all, std::max(window, recent_rows(competing_rows)),
                             competing_rows, protected_rows());
     return with_marked(kept, others, always);
+}
+
+std::vector<std::int32_t> Method::keep_classed(HeadClasses& head, std::span<const float> observed,
+                                               std::span<const std::int32_t> positions,
+                                               std::span<const TokenKind> kinds,
+                                               std::int64_t rows) const {
+    const auto n = std::ssize(positions);
+    if (head.last == kAnyRow) return keep_head(observed, n, rows, positions);
+    const MethodOptions& options = config_.options;
+    // Every token since the last selection has added a row. The last queries stand for all of them.
+    const auto since = n - std::ssize(head.attention);
+    assert(since >= 0);
+    auto attention = std::move(head.attention);
+    attention.resize(static_cast<std::size_t>(n));
+    const auto mean =
+        score_window(observed, {1, shape_.group(), 1}, n, 0, 1, options.pool, options.group_reduce);
+    std::transform(attention.begin(), attention.end(), mean.begin(), attention.begin(),
+                   [&](float sum, float more) {
+                       return more > 0 ? sum + more * static_cast<float>(since) : sum;
+                   });
+    const auto classes = held_classes(positions, kinds, attention, protected_rows(),
+                                      class_rows(options.frequent), class_rows(options.local));
+    // Rows that no class decides about come first, those of classes that the head has not last.
+    constexpr int kAlways = -1;
+    const auto rank = [&](std::size_t i) {
+        const auto position = positions[i];
+        const bool always = position < protected_rows() || static_cast<std::int64_t>(i) + 1 == n ||
+                            marked(position);
+        const int own = always ? kAlways : classes[i] > head.last ? kAnyRow : classes[i];
+        const auto by = own == 3 ? static_cast<float>(position) : attention[i];
+        return std::tuple(own, -by, i);
+    };
+    std::vector<std::int32_t> order = all_positions(n), kept;
+    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+        return rank(static_cast<std::size_t>(a)) < rank(static_cast<std::size_t>(b));
+    });
+    kept.assign(order.begin(), order.begin() + std::min(rows, n));
+    std::sort(kept.begin(), kept.end());
+    for (const auto i : kept) head.attention.push_back(attention[static_cast<std::size_t>(i)]);
+    return kept;
 }
 
 std::vector<std::int32_t> Method::keep_valued(std::span<const float> values, std::int64_t n,

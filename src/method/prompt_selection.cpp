@@ -26,8 +26,15 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(std::int64_t layer,
     const std::int64_t n = method_.prompt_;
     const auto values = method_.values_of(layer, view);
     const auto seconds = method_.second_values_of(view);
+    const auto& options = method_.config_.options;
+    std::vector<std::uint8_t> classes;
+    if (method_.rows_have_classes()) {
+        classes = token_classes(view, method_.shape_, n, method_.protected_rows(),
+                                method_.class_rows(options.frequent),
+                                method_.class_rows(options.local), options.group_reduce);
+    }
     const std::size_t positions = values.size() / heads;
-    const double recovery = method_.config_.options.recovery;
+    const double recovery = options.recovery;
     const bool enough = method_.recipe_.score == ScoreStep::token_classes && recovery < 1;
     const auto newest = static_cast<std::size_t>(layer);
     layers_.resize(static_cast<std::size_t>(method_.shape_.layers));
@@ -38,7 +45,8 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(std::int64_t layer,
         for (std::int64_t position = protect_; position < n - recent_; ++position) {
             const auto at = head * positions + static_cast<std::size_t>(position);
             Rival rival{lowest_if_nan(values[at]), seconds.empty() ? 0 : lowest_if_nan(seconds[at]),
-                        static_cast<std::int32_t>(position)};
+                        static_cast<std::int32_t>(position),
+                        classes.empty() ? kAnyRow : classes[at]};
             if (method_.marked(position)) {
                 rival.value = std::numeric_limits<float>::infinity();  // no other value is
             } else if (enough && !(static_cast<double>(rival.value) > 1 - recovery)) {
@@ -46,6 +54,11 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(std::int64_t layer,
             }
             rivals.push_back(rival);
         }
+    }
+    recent_seconds_.resize(layers_.size());
+    for (std::size_t head = 0; head < heads && !seconds.empty(); ++head) {
+        const auto end = seconds.begin() + static_cast<std::ptrdiff_t>((head + 1) * positions);
+        recent_seconds_[newest].insert(recent_seconds_[newest].end(), end - recent_, end);
     }
     const Plan& plan = method_.plan_;
     const std::int64_t owners =
@@ -63,6 +76,33 @@ std::vector<std::vector<std::int32_t>> PromptSelection::next(std::int64_t layer,
         }
     }
     return kept;
+}
+
+std::vector<HeadClasses> PromptSelection::classes() const {
+    std::vector<HeadClasses> result;
+    if (!method_.rows_have_classes()) return result;
+    const auto heads = static_cast<std::size_t>(method_.shape_.kv_heads);
+    const auto queries = static_cast<float>(method_.prompt_);
+    result.resize(static_cast<std::size_t>(method_.shape_.layers) * heads);
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+        for (std::size_t head = 0; head < layers_[layer].size(); ++head) {
+            HeadClasses& own = result[layer * heads + head];
+            own.last = 0;
+            own.attention.resize(static_cast<std::size_t>(protect_));  // stay whatever they have
+            for (const Rival& rival : layers_[layer][head]) {
+                own.attention.push_back(rival.second * queries);
+                if (!method_.marked(rival.position)) {
+                    own.last = std::max(own.last, rival.token_class);
+                }
+            }
+            for (std::int64_t i = 0; i < recent_; ++i) {
+                const auto at =
+                    head * static_cast<std::size_t>(recent_) + static_cast<std::size_t>(i);
+                own.attention.push_back(lowest_if_nan(recent_seconds_[layer][at]) * queries);
+            }
+        }
+    }
+    return result;
 }
 
 // Drops all rivals but the `count` best, and says in cuts_ which layers but `newest` lost some.

@@ -192,6 +192,47 @@ TEST(MarkedRows, StayHoweverLongTheAnswerGets) {
     }
 }
 
+// Heads that keep special rows only keep those of the answer, too, and nothing else of it but the
+// newest row; a copy goes on alike.
+TEST(RowsWithClasses, DecideHoweverLongTheAnswerGets) {
+    const TinyPair pair({});
+    const auto& tokenizer = pair.model->tokenizer();
+    const auto token_of = [&](const auto& wanted) {
+        Token token = 0;
+        while (!wanted(token)) ++token;
+        return token;
+    };
+    const Token text = token_of([&](Token token) { return tokenizer.piece(token) == "e"; });
+    const Token special = token_of([&](Token token) { return tokenizer.is_control(token); });
+    std::vector<Token> prompt(60, text);
+    prompt[20] = special;
+    auto config = method_config("fastgen", 30, pair.reference->shape().heads);
+    config.options.recovery = 0.01;
+    config.options.reserve = 8;
+    const auto sequence = read(*pair.engine, prompt, config);
+    const auto expect_all = [&](SequenceId id, const auto& right) {
+        for (const auto& layer : pair.engine->positions(id)) {
+            for (const auto& head : layer) {
+                EXPECT_TRUE(right(head)) << testing::PrintToString(head);
+            }
+        }
+    };
+    using Held = std::vector<std::int32_t>;
+    expect_all(sequence, [](const Held& held) { return held == Held{0, 1, 2, 3, 20, 59}; });
+    for (int i = 0; i < 9; ++i) step(*pair.engine, sequence, i == 4 ? special : text);
+    const auto right = [](const Held& held, std::int32_t newest) {
+        return held.size() == 7 && (held[4] == 20 || held[4] == 64) && held[3] == 3 &&
+               held[5] == newest - 1 && held[6] == newest;
+    };
+    expect_all(sequence, [&](const Held& held) { return right(held, 68); });
+    const auto twin = pair.engine->copy(sequence).value();
+    for (int i = 0; i < 16; ++i) step(*pair.engine, sequence, text);
+    for (int i = 0; i < 16; ++i) step(*pair.engine, twin, text);
+    expect_all(sequence, [&](const Held& held) { return right(held, 84); });
+    EXPECT_EQ(pair.engine->positions(twin), pair.engine->positions(sequence));
+    EXPECT_EQ(step(*pair.engine, twin, text), step(*pair.engine, sequence, text));
+}
+
 TEST(TokenKinds, TellMarksFromText) {
     const TinyPair pair({});
     const auto& tokenizer = pair.model->tokenizer();

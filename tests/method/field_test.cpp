@@ -290,6 +290,95 @@ TEST(FieldMethods, FastGenServesTheQueryHeadThatItsClassesServeWorst) {
     EXPECT_EQ(values, (std::vector<float>{1, 0.5F, 0.25F, 1}));  // the last row is always there
 }
 
+TEST(FieldMethods, FastGenAppliesAHeadsClassesToItsAnswer) {
+    using K = TokenKind;
+    // The prompt of the test above at 7.5 rows: head 0 has special rows only, head 1 frequent ones
+    // (two may be) as the last class. Four tokens of an answer follow: text, a mark, a special one,
+    // text.
+    std::vector<K> kinds(12, K::text);
+    kinds[5] = K::special;
+    kinds[6] = K::punctuation;
+    const std::vector<std::vector<float>> observed = {{20, 20, 10, 10, 3, 10, 10, 3, 1, 1, 2, 10},
+                                                      {2, 2, 2, 2, 2, 2, 10, 20, 30, 9, 9, 10}};
+    MethodConfig config;
+    config.method = "fastgen";
+    config.budget.value = 7.5;
+    config.options.class_rows = 2;
+    const auto method = Method::create(config, {2, 1, 1}, 12, 1).value();
+    EXPECT_TRUE(method.rows_have_classes());
+    PromptSelection selection(method);
+    std::vector<Positions> kept;
+    for (std::int64_t layer = 0; layer < 2; ++layer) {
+        const auto& seen = observed[static_cast<std::size_t>(layer)];
+        kept.push_back(selection.next(layer, {.observed = seen, .kinds = kinds})[0]);
+        naive::apply(selection.cuts(), 1, kept);
+    }
+    const auto heads = selection.classes();
+    ASSERT_EQ(heads.size(), 2U);
+    EXPECT_EQ(heads[0].last, 0);
+    EXPECT_EQ(heads[1].last, 2);
+    // Twelve queries have looked at the rows kept; what the first four have does not matter.
+    using Sums = std::vector<float>;
+    EXPECT_EQ(heads[0].attention, (Sums{0, 0, 0, 0, 120, 120}));
+    EXPECT_EQ(heads[1].attention, (Sums{0, 0, 0, 0, 24, 120, 240, 360, 120}));
+
+    kinds.insert(kinds.end(), {K::text, K::punctuation, K::special, K::text});
+    const auto keep = [&](HeadClasses head, const Sums& attention, const Positions& positions,
+                          std::int64_t rows) {
+        const auto stay = method.keep_classed(head, attention, positions, kinds, rows);
+        Positions result;
+        for (const auto i : stay) result.push_back(positions[static_cast<std::size_t>(i)]);
+        EXPECT_EQ(head.attention.size(), result.size());
+        return result;
+    };
+    // Head 0: of two special rows the one that more was looked at (124 and 8), however much the
+    // text behind the prompt (row 11: 320) has; what is left goes by attention, whatever the class.
+    const Positions first = {0, 1, 2, 3, 5, 11, 12, 13, 14, 15};
+    const Sums seen_first = {0, 0, 0, 0, 1, 50, 40, 5, 2, 1};
+    EXPECT_EQ(keep(heads[0], seen_first, first, 6), (Positions{0, 1, 2, 3, 5, 15}));
+    EXPECT_EQ(keep(heads[0], seen_first, first, 7), (Positions{0, 1, 2, 3, 5, 14, 15}));
+    EXPECT_EQ(keep(heads[0], seen_first, first, 8), (Positions{0, 1, 2, 3, 5, 11, 14, 15}));
+    // Head 1: special rows, then marks, then those that are frequent now: 11 and 12 with 400 each
+    // in place of 7 and 8.
+    const Positions second = {0, 1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 14, 15};
+    const Sums seen_second = {0, 0, 0, 0, 0, 0, 0, 1, 70, 100, 1, 0, 0};
+    EXPECT_EQ(keep(heads[1], seen_second, second, 9), (Positions{0, 1, 2, 3, 5, 6, 13, 14, 15}));
+    EXPECT_EQ(keep(heads[1], seen_second, second, 10),
+              (Positions{0, 1, 2, 3, 5, 6, 11, 13, 14, 15}));
+    EXPECT_EQ(keep(heads[1], seen_second, second, 11),
+              (Positions{0, 1, 2, 3, 5, 6, 11, 12, 13, 14, 15}));
+    // The sums go on with the rows that stay.
+    auto head = heads[1];
+    method.keep_classed(head, seen_second, second, kinds, 10);
+    EXPECT_EQ(head.attention, (Sums{0, 0, 0, 0, 24, 120, 400, 4, 0, 0}));
+    EXPECT_EQ(head.last, 2);
+    // A head with everything goes by the attention of the last queries alone.
+    EXPECT_EQ(method.keep_classed(head = {}, seen_first, first, kinds, 7),
+              method.keep_head(seen_first, 10, 7, first));
+}
+
+TEST(FieldMethods, FastGensRecentRowsMoveOnWithTheAnswer) {
+    MethodConfig config;
+    config.method = "fastgen";
+    config.budget.value = 6;
+    config.options.frequent = 1 / 12.0;
+    config.options.local = 4 / 12.0;
+    const auto method = Method::create(config, {1, 1, 1}, 12, 1).value();
+    // Of fourteen tokens of text the last four are recent: 10 to 13; row 4 is the frequent one.
+    const std::vector<TokenKind> kinds(14, TokenKind::text);
+    const Positions held = {0, 1, 2, 3, 4, 5, 10, 11, 12, 13};
+    const std::vector<float> attention = {0, 0, 0, 0, 9, 8, 7, 6, 5, 0};
+    const auto keep = [&](std::int64_t rows) {
+        HeadClasses head{3, {0, 0, 0, 0, 0, 0, 0, 0}};
+        return method.keep_classed(head, attention, held, kinds, rows);
+    };
+    // Indices: the newest recent rows stay, not those with the most attention; row 5 comes last.
+    EXPECT_EQ(keep(6), (Positions{0, 1, 2, 3, 4, 9}));
+    EXPECT_EQ(keep(7), (Positions{0, 1, 2, 3, 4, 8, 9}));
+    EXPECT_EQ(keep(8), (Positions{0, 1, 2, 3, 4, 7, 8, 9}));
+    EXPECT_EQ(keep(9), (Positions{0, 1, 2, 3, 4, 6, 7, 8, 9}));
+}
+
 TEST(FieldMethods, EmsAddsBothKindsOfAttentionAndMergesTheNextRows) {
     MethodOptions options;
     options.window = 1;
