@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <iterator>
 #include <string>
+#include <utility>
 
 namespace headkv {
 
@@ -137,6 +139,19 @@ double prefill_flops(const ModelInfo& model, double tokens) {
     return 2 * static_cast<double>(model.shape.layers) * tokens * (weights + attention);
 }
 
+// How well a case shows what reading costs without choosing: higher is better, 0: not at all.
+int plainness(const BenchCase& what) {
+    const auto recipe = find_recipe(what.method.method);
+    const MethodConfig& method = what.method;
+    if (!recipe || what.depth == 0 || method.share || method.recall ||
+        method.store != StoreTypes() || method.options.in_cache_positions) {
+        return 0;
+    }
+    const auto allocate = method.options.allocate.value_or((*recipe)->allocate);
+    if ((*recipe)->score == ScoreStep::position && allocate == AllocateStep::uniform) return 2;
+    return allocate == AllocateStep::all ? 1 : 0;
+}
+
 void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSettings& settings,
             const ModelInfo& model) {
     const auto rate = [](double count, double ms) { return ms > 0 ? count * 1e3 / ms : 0; };
@@ -157,6 +172,20 @@ void finish(BenchResult& result, std::vector<double> compress_ms, const BenchSet
 }
 
 }  // namespace
+
+std::optional<std::size_t> case_beside(const std::vector<BenchCase>& cases, std::size_t index) {
+    const BenchCase& own = cases[index];
+    std::optional<std::size_t> best;
+    std::pair<int, bool> rank{0, false};
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        const std::pair other{plainness(cases[i]), cases[i].slots == own.slots};
+        if (cases[i].depth != own.depth || other.first == 0 || other <= rank) continue;
+        best = i;
+        rank = other;
+    }
+    if (best && rank.first == plainness(own)) return std::nullopt;
+    return best;
+}
 
 Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
                                            const BenchSettings& settings,
@@ -188,7 +217,8 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
         if (round) {
             if (auto beside = round(repeat); !beside) return tl::unexpected(beside.error());
         }
-        for (std::size_t i = 0; i < cases.size(); ++i) {
+        for (std::size_t place = 0; place < cases.size(); ++place) {
+            const auto i = repeat % 2 == 0 ? place : cases.size() - 1 - place;
             if (progress && !progress(done, total)) {
                 return tl::unexpected(Error{ErrorKind::interrupted, "interrupted"});
             }
@@ -203,6 +233,15 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
     }
     for (std::size_t i = 0; i < cases.size(); ++i) {
         finish(results[i], compress_ms[i], settings, engine.model().info());
+        const auto beside = case_beside(cases, i);
+        if (!beside) continue;
+        const auto& plain = results[*beside].prefill_ms_all;
+        auto& overheads = results[i].overhead_all;
+        std::transform(results[i].prefill_ms_all.begin(), results[i].prefill_ms_all.end(),
+                       plain.begin(), std::back_inserter(overheads),
+                       [](double own, double other) { return own / other - 1; });
+        results[i].overhead = median(overheads);
+        results[i].overhead_of = cases[*beside].name;
     }
     return results;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,18 @@ struct BenchResult {
     std::int64_t rss_peak_bytes = 0;                    // highest of the repeats; weights included
     std::int64_t device_peak_bytes = 0;                 // the same of a device's memory
     std::vector<double> prefill_ms_all, decode_ms_all;  // [repeats]
+    // What its prefill took beyond that of the case beside it (see case_beside()), as a share of
+    // that one's: scoring that is part of the reading counts, as does whatever else differs. Both
+    // of the same repeat, [repeats]; nothing where no case is beside.
+    std::vector<double> overhead_all;
+    double overhead = 0;           // median
+    std::string overhead_of = {};  // name of the case beside; empty: none
 };
+
+// Index of the case whose prefill says what reading costs without choosing: of the same depth, the
+// first that keeps rows by position alone, else the first that keeps all, rows in f16; of as many
+// slots if there is one. Nothing at depth 0, for such a case itself, and where there is none.
+std::optional<std::size_t> case_beside(const std::vector<BenchCase>& cases, std::size_t index);
 
 // Called at the start of every repeat: what is to be measured beside us, a peer say. An error ends
 // the bench.
@@ -49,8 +61,9 @@ using BenchRound = std::function<Result<void>(std::int64_t repeat)>;
 // Called before and during each measurement with the number done and of all; false stops the work.
 using BenchProgress = std::function<bool(std::int64_t done, std::int64_t total)>;
 
-// Runs every case `repeats` times. The repeats of all cases are interleaved, so that a drift of the
-// machine's speed reaches all of them alike. Errors: those of the engine, interrupted.
+// Runs every case `repeats` times. The repeats of all cases are interleaved, and every other one
+// goes through them backwards, so that a drift of the machine's speed reaches all of them alike.
+// Errors: those of the engine, interrupted.
 Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<BenchCase>& cases,
                                            const BenchSettings& settings,
                                            const BenchProgress& progress = {},

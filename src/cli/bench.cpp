@@ -8,6 +8,7 @@
 
 #include "bench/machine.h"
 #include "bench/peer.h"
+#include "cli/all_methods.h"
 #include "cli/bench_report.h"
 #include "cli/options.h"
 #include "cli/run_report.h"
@@ -60,32 +61,40 @@ Result<std::vector<BenchCase>> bench_cases(const BenchArguments& arguments,
 Json case_json(const BenchReport& report, std::size_t index) {
     const BenchResult& result = report.results[index];
     const SequenceId slots = result.what.slots;
-    Json json{{"depth", result.what.depth},
-              {"method", result.what.method.method},
-              {"title", result.what.name},
-              {"slots", slots},
-              {"prompt_tokens", result.prompt_tokens},
-              {"rows_kept_mean", number(result.rows_kept_mean)},
-              {"prefill_tok_s", result.prefill_tok_s},
-              {"decode_tok_s", result.decode_tok_s},
-              {"prefill_ms", result.prefill_ms},
-              {"compress_ms", result.compress_ms},
-              {"decode_ms", result.decode_ms},
-              {"kv_bytes", result.kv_bytes},
-              {"kv_type_k", name_of(result.what.method.store.keys)},
-              {"kv_type_v", name_of(result.what.method.store.values)},
-              {"kv_bytes_full", result.kv_bytes_full},
-              {"kv_bytes_allocated", result.allocated_bytes},
-              {"prefill_scratch_bytes", result.scratch_bytes},
-              {"rss_peak_bytes", result.rss_peak_bytes},
-              {"device_peak_bytes", result.device_peak_bytes},
-              {"first_token_ms", first_token_ms(report, result)},
-              {"prefill_gflop_s", result.prefill_gflop_s},
-              {"decode_gb_s", result.decode_gb_s},
-              {"prefill_ratio", number(prefill_ratio(report, result))},
-              {"decode_ratio", number(decode_ratio(report, result))},
-              {"prefill_ms_all", result.prefill_ms_all},
-              {"decode_ms_all", result.decode_ms_all}};
+    Json json{
+        {"depth", result.what.depth},
+        {"method", result.what.method.method},
+        {"title", result.what.name},
+        {"slots", slots},
+        {"prompt_tokens", result.prompt_tokens},
+        {"rows_kept_mean", number(result.rows_kept_mean)},
+        {"prefill_tok_s", result.prefill_tok_s},
+        {"decode_tok_s", result.decode_tok_s},
+        {"prefill_ms", result.prefill_ms},
+        {"compress_ms", result.compress_ms},
+        {"decode_ms", result.decode_ms},
+        {"kv_bytes", result.kv_bytes},
+        {"kv_type_k", name_of(result.what.method.store.keys)},
+        {"kv_type_v", name_of(result.what.method.store.values)},
+        {"kv_bytes_full", result.kv_bytes_full},
+        {"kv_bytes_allocated", result.allocated_bytes},
+        {"prefill_scratch_bytes", result.scratch_bytes},
+        {"rss_peak_bytes", result.rss_peak_bytes},
+        {"device_peak_bytes", result.device_peak_bytes},
+        {"first_token_ms", first_token_ms(report, result)},
+        {"prefill_gflop_s", result.prefill_gflop_s},
+        {"decode_gb_s", result.decode_gb_s},
+        {"prefill_ratio", number(prefill_ratio(report, result))},
+        {"decode_ratio", number(decode_ratio(report, result))},
+        {"compress_share", result.prefill_ms > 0 ? result.compress_ms / result.prefill_ms : 0},
+        {"overhead", nullptr},
+        {"prefill_ms_all", result.prefill_ms_all},
+        {"decode_ms_all", result.decode_ms_all}};
+    if (!result.overhead_all.empty()) {
+        json["overhead"] = {{"share", result.overhead},
+                            {"share_all", result.overhead_all},
+                            {"of", result.overhead_of}};
+    }
     if (report.stalls.empty()) return json;
     const StallResult& stall = report.stalls[index];
     json["stall"] = {{"limit_ms", stall.limit_ms},       {"longest_ms", stall.longest_ms},
@@ -130,6 +139,7 @@ Json bench_json(const BenchArguments& arguments, const ModelInfo& model,
 
 Result<void> check_arguments(const BenchArguments& arguments) {
     for (const auto& name : arguments.methods) {
+        if (name == kAllMethods) continue;
         if (auto checked = check_method(arguments.method, name); !checked) return checked;
     }
     if (const auto budget = method_budget(arguments.method); !budget) {
@@ -138,6 +148,19 @@ Result<void> check_arguments(const BenchArguments& arguments) {
     for (const auto& file : {arguments.json, arguments.csv, arguments.html, arguments.svg}) {
         if (auto writable = check_output(file); !writable) return writable;
     }
+    return {};
+}
+
+// The methods that "all" stands for, which depends on the model and on where it runs.
+Result<void> list_methods(BenchArguments& arguments) {
+    if (std::ranges::find(arguments.methods, kAllMethods) == arguments.methods.end()) return {};
+    const auto info = read_model_info(arguments.model.path);
+    if (!info) return tl::unexpected(info.error());
+    const auto devices = limited_devices(arguments.model, *info);
+    if (!devices) return tl::unexpected(devices.error());
+    auto methods = with_all_methods(arguments.method, arguments.methods, *info, !devices->empty());
+    if (!methods) return tl::unexpected(methods.error());
+    arguments.methods = std::move(*methods);
     return {};
 }
 
@@ -178,7 +201,7 @@ Result<void> measure_stalls(Engine& engine, const BenchArguments& arguments, Ben
     return {};
 }
 
-Result<void> bench(const BenchArguments& arguments) {
+Result<void> bench(BenchArguments& arguments) {
     if (auto checked = check_arguments(arguments); !checked) return checked;
     // The peer is looked at before the model is loaded: a wrong name is said at once.
     std::optional<LlamaBench> peer;
@@ -190,6 +213,7 @@ Result<void> bench(const BenchArguments& arguments) {
         peer.emplace(std::move(*found));
     }
     catch_interrupts();
+    if (auto listed = list_methods(arguments); !listed) return listed;
     if (auto fits = check_cases(arguments); !fits) return fits;
     const auto model = load_model(arguments.model);
     if (!model) return tl::unexpected(model.error());
@@ -248,7 +272,8 @@ void register_bench(CLI::App& app, Status& status) {
     list(add("--depth", arguments->depths, "prompt tokens before the decode", "N,..."))
         ->check(CLI::NonNegativeNumber);
     list(add("--methods", arguments->methods,
-             "see `headkv methods`; options of one: headkv-r2:kv-type=q8_0", "NAME,..."));
+             "see `headkv methods`, all: every one; options of one: headkv-r2:kv-type=q8_0",
+             "NAME,..."));
     list(add("--slots", arguments->slots, "sequences that decode together", "N,..."))
         ->check(CLI::PositiveNumber);
     add("-n,--tokens", arguments->settings.tokens, "decode steps measured", "N")

@@ -35,6 +35,28 @@ std::string ratio_text(double ratio) {
     return ratio > 0 ? fmt::format("{:.2f}x", ratio) : std::string("-");
 }
 
+// "+3.1% (+2.8..+3.6)": the median, and the lowest and highest of several repeats.
+std::string overhead_text(const BenchResult& result) {
+    if (result.overhead_all.empty()) return "-";
+    const auto [low, high] = std::ranges::minmax(result.overhead_all);
+    auto text = fmt::format("{:+.1f}%", 100 * result.overhead);
+    if (low < high) text += fmt::format(" ({:+.1f}..{:+.1f})", 100 * low, 100 * high);
+    return text;
+}
+
+// What the column says, with the names of the cases that it is of; empty where none has one.
+std::string overhead_note(const BenchReport& report) {
+    std::set<std::string> names;
+    for (const BenchResult& result : report.results) {
+        if (!result.overhead_of.empty()) names.insert(result.overhead_of);
+    }
+    if (names.empty()) return "";
+    return fmt::format(
+        "overhead: prefill beyond that of {} in the same repeat, as a share of it (lowest..highest "
+        "of the repeats)",
+        fmt::join(names, ", "));
+}
+
 std::string machine_line(const BenchReport& report) {
     const MachineSpeed& machine = *report.machine;
     std::string text =
@@ -199,9 +221,11 @@ double first_token_ms(const BenchReport& report, const BenchResult& result) {
 
 std::string bench_table(const BenchReport& report) {
     const bool vs = !report.peer.empty();
+    const auto overhead = overhead_note(report);
     std::vector<std::vector<std::string>> rows = {
         {"method", "depth", "slots", "rows/head", "prefill tok/s", "+-", "first token",
          "decode tok/s", "+-", "type", "KV cache", "peak RSS"}};
+    if (!overhead.empty()) rows[0].emplace_back("overhead");
     if (vs) rows[0].insert(rows[0].end(), {"prefill vs", "decode vs"});
     if (report.machine) rows[0].insert(rows[0].end(), {"GFLOP/s", "GB/s"});
     if (!report.stalls.empty()) rows[0].insert(rows[0].end(), {"longest stall", "step", "read"});
@@ -218,6 +242,7 @@ std::string bench_table(const BenchReport& report) {
                                         name_of(result.what.method.store),
                                         human_bytes(static_cast<double>(result.kv_bytes)),
                                         human_bytes(static_cast<double>(result.rss_peak_bytes))};
+        if (!overhead.empty()) row.push_back(overhead_text(result));
         if (vs) {
             row.push_back(ratio_text(prefill_ratio(report, result)));
             row.push_back(ratio_text(decode_ratio(report, result)));
@@ -240,6 +265,7 @@ std::string bench_table(const BenchReport& report) {
     text +=
         fmt::format("medians of {}, {} threads, precision {}; +-: (largest - smallest) / median\n",
                     report.settings.repeats, report.threads, report.precision);
+    if (!overhead.empty()) text += overhead + "\n";
     if (vs) text += "vs: tokens a second over llama.cpp's, full cache, in this same run\n";
     if (!report.stalls.empty()) {
         text += fmt::format(
@@ -254,21 +280,28 @@ std::string bench_csv(const BenchReport& report) {
     std::string text =
         "depth,method,slots,rows_kept_mean,prefill_tok_s,decode_tok_s,first_token_ms,compress_ms,"
         "kv_bytes,kv_bytes_full,rss_peak_bytes,prefill_gflop_s,decode_gb_s,prefill_ratio,"
-        "decode_ratio,kv_type_k,kv_type_v,stall_ms_longest,stall_ms_step\n";
+        "decode_ratio,kv_type_k,kv_type_v,stall_ms_longest,stall_ms_step,overhead,overhead_low,"
+        "overhead_high,overhead_of\n";
     for (std::size_t i = 0; i < report.results.size(); ++i) {
         const BenchResult& r = report.results[i];
         const auto stall = report.stalls.empty() ? std::string(",")
                                                  : fmt::format("{},{}", report.stalls[i].longest_ms,
                                                                report.stalls[i].step_ms);
-        text += fmt::format(
-            "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", r.what.depth, r.what.name,
-            r.what.slots, r.rows_kept_mean, r.prefill_tok_s, r.decode_tok_s,
-            first_token_ms(report, r), r.compress_ms, r.kv_bytes, r.kv_bytes_full, r.rss_peak_bytes,
-            r.prefill_gflop_s, r.decode_gb_s, prefill_ratio(report, r), decode_ratio(report, r),
-            name_of(r.what.method.store.keys), name_of(r.what.method.store.values), stall);
+        auto overhead = std::string(",,,");
+        if (!r.overhead_all.empty()) {
+            const auto [low, high] = std::ranges::minmax(r.overhead_all);
+            overhead = fmt::format("{},{},{},{}", r.overhead, low, high, r.overhead_of);
+        }
+        text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+                            r.what.depth, r.what.name, r.what.slots, r.rows_kept_mean,
+                            r.prefill_tok_s, r.decode_tok_s, first_token_ms(report, r),
+                            r.compress_ms, r.kv_bytes, r.kv_bytes_full, r.rss_peak_bytes,
+                            r.prefill_gflop_s, r.decode_gb_s, prefill_ratio(report, r),
+                            decode_ratio(report, r), name_of(r.what.method.store.keys),
+                            name_of(r.what.method.store.values), stall, overhead);
     }
     for (const auto& [key, speed] : report.peer) {
-        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,,,,,\n", key.first, key.second,
+        text += fmt::format("{},llama.cpp,{},,{},{},,,,,,,,,,,,,,,,,\n", key.first, key.second,
                             speed.prefill.empty() ? 0 : median(speed.prefill),
                             speed.decode.empty() ? 0 : median(speed.decode));
     }
@@ -302,19 +335,24 @@ std::string bench_page(const BenchReport& report) {
                 [](const PeerSpeed& peer) { return peer.prefill; }),
             "prefill tokens a second against depth") +
         "</section><section><h2>All figures</h2><div class=scroll><table><tr><th>method</th>"
-        "<th>depth</th><th>slots</th><th>prefill tok/s</th><th>first token</th><th>decode tok/s"
+        "<th>depth</th><th>slots</th><th>prefill tok/s</th><th>overhead</th><th>first "
+        "token</th><th>decode tok/s"
         "</th><th>type</th><th>KV cache</th><th>of full</th><th>peak RSS</th></tr>";
     for (const BenchResult& r : report.results) {
         html += fmt::format(
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.1f}</td><td>{}</td><td>{:.1f}</td><td>{}"
-            "</td><td>{}</td><td>{:.1f}%</td><td>{}</td></tr>",
-            escape_html(r.what.name), r.what.depth, r.what.slots, r.prefill_tok_s,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.1f}</td><td>{}</td><td>{}</td><td>{:.1f}"
+            "</td><td>{}</td><td>{}</td><td>{:.1f}%</td><td>{}</td></tr>",
+            escape_html(r.what.name), r.what.depth, r.what.slots, r.prefill_tok_s, overhead_text(r),
             human_ms(first_token_ms(report, r)), r.decode_tok_s, name_of(r.what.method.store),
             human_bytes(static_cast<double>(r.kv_bytes)),
             share(static_cast<double>(r.kv_bytes), static_cast<double>(r.kv_bytes_full)),
             human_bytes(static_cast<double>(r.rss_peak_bytes)));
     }
-    return html + "</table></div></section></main></body></html>\n";
+    html += "</table></div>";
+    if (const auto note = overhead_note(report); !note.empty()) {
+        html += "<p>" + escape_html(note) + "</p>";
+    }
+    return html + "</section></main></body></html>\n";
 }
 
 std::string bench_svg(const BenchReport& report) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "calibrate/haystack.h"
+#include "cli/all_methods.h"
 #include "cli/commit.h"
 #include "cli/common.h"
 #include "cli/report_page.h"
@@ -92,7 +93,8 @@ void add_comparison_options(CLI::App& command, std::vector<std::string>& methods
                             MethodArguments& method) {
     command
         .add_option("--methods", methods,
-                    "methods to compare with full; options of one: headkv-r2:window=24:kv-type=q8_0")
+                    "methods to compare with full, all: every one; options of one: "
+                    "headkv-r2:window=24:kv-type=q8_0")
         ->delimiter(',')
         ->type_name("NAMES");
     add_method_options(command, method, false);
@@ -161,7 +163,21 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
         configs.push_back({std::move(*config), std::move(title), rows});
         return {};
     };
-    for (const std::string& written : split(methods, ',')) {
+    // "all" are those that work with the smallest budget, so that all have all of them.
+    MethodArguments least = method;
+    std::optional<double> fewest;
+    for (const std::string& rows : budgets) {
+        MethodArguments one = method;
+        one.rows = {rows};
+        const auto budget = method_budget(one);
+        if (!budget) return tl::unexpected(budget.error());
+        if (fewest && budget->value >= *fewest) continue;
+        fewest = budget->value;
+        least = one;
+    }
+    const auto listed = with_all_methods(least, split(methods, ','), info, info.device != "cpu");
+    if (!listed) return tl::unexpected(listed.error());
+    for (const std::string& written : *listed) {
         if (auto known = check_method(method, written); !known) {
             return tl::unexpected(known.error());
         }

@@ -71,6 +71,36 @@ TEST_F(BenchTest, CountsRowsBytesAndSlots) {
     }
 }
 
+TEST_F(BenchTest, OverheadIsPrefillBeyondThatOfACaseThatScoresNothing) {
+    std::vector<BenchCase> cases = {
+        make_case("snapkv", 70, 1), make_case("full", 70, 1),          make_case("full", 70, 3),
+        make_case("snapkv", 70, 3), make_case("streaming-llm", 90, 1), make_case("full", 90, 1),
+        make_case("snapkv", 90, 2), make_case("snapkv", 80, 1),        make_case("full", 0, 1),
+        make_case("snapkv", 0, 1),  make_case("full", 90, 1),
+    };
+    cases.back().method.store.keys = StoreStep::q8_0;
+    using Index = std::optional<std::size_t>;
+    const std::vector<Index> right = {1, {}, {}, 2, {}, 4, 4, {}, {}, {}, 4};
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        EXPECT_EQ(case_beside(cases, i), right[i]) << i;
+    }
+    cases.resize(2);
+    cases[0].name = "snapkv";
+    cases[1].name = "full";
+    const auto results = run_bench(*engine, cases, {.tokens = 1, .repeats = 3, .seed = 1});
+    ASSERT_TRUE(results) << results.error().message;
+    const BenchResult& own = (*results)[0];
+    const BenchResult& plain = (*results)[1];
+    EXPECT_EQ(own.overhead_of, "full");
+    ASSERT_EQ(own.overhead_all.size(), 3U);
+    for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_DOUBLE_EQ(own.overhead_all[i], own.prefill_ms_all[i] / plain.prefill_ms_all[i] - 1);
+    }
+    EXPECT_DOUBLE_EQ(own.overhead, median(own.overhead_all));
+    EXPECT_TRUE(plain.overhead_all.empty());
+    EXPECT_EQ(plain.overhead_of, "");
+}
+
 TEST_F(BenchTest, ProgressCountsAndStops) {
     std::vector<std::int64_t> seen;
     const auto results = run_bench(*engine, {make_case("full", 8, 1), make_case("full", 9, 1)},

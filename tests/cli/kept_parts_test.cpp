@@ -166,5 +166,55 @@ TEST_F(KeptParts, NewMethodsRunThroughEvalAndBench) {
     expect_done(bench);
 }
 
+TEST_F(KeptParts, AllMethodsAreThoseThatWorkWithTheModel) {
+    const Ran bench = call({"bench", "-m", model(), "-t", "1", "--depth", "120", "--rows", "40",
+                            "--methods", "all,snapkv:kernel=5", "--tokens", "1", "--repeat", "2",
+                            "--json", path("b.json"), "--csv", path("b.csv")});
+    expect_done(bench);
+    EXPECT_NE(bench.out.find("overhead: prefill beyond that of streaming-llm in"),
+              std::string::npos)
+        << bench.out;
+    const auto results = Json::parse(read_file(folder / "b.json"))["results"];
+    std::set<std::string> names;
+    for (const auto& result : results) {
+        const std::string name = result["title"];
+        names.insert(name);
+        if (name == "streaming-llm") {
+            EXPECT_TRUE(result["overhead"].is_null());
+            continue;
+        }
+        EXPECT_EQ(result["overhead"]["of"], "streaming-llm") << name;
+        EXPECT_EQ(result["overhead"]["share_all"].size(), 2U);
+        EXPECT_NEAR(result["compress_share"].get<double>(),
+                    result["compress_ms"].get<double>() / result["prefill_ms"].get<double>(), 1e-9);
+    }
+    // Every line of the table is measured or left out with a reason.
+    const auto methods = Json::parse(call({"methods", "--json", "-"}).out);
+    for (const auto& method : methods) {
+        const auto name = method["name"].get<std::string>();
+        const bool left_out = bench.err.find("all leaves out " + name + ": ") != std::string::npos;
+        EXPECT_NE(names.contains(name), left_out) << name << '\n' << bench.err;
+    }
+    EXPECT_TRUE(names.contains("fastgen") && names.contains("snapkv:kernel=5"));
+    EXPECT_FALSE(names.contains("kvsharer") || names.contains("clla"));
+    const std::string csv = read_file(folder / "b.csv");
+    const auto columns = [&](std::size_t from) {
+        const auto end = csv.find('\n', from);
+        return std::count(csv.begin() + static_cast<std::ptrdiff_t>(from),
+                          csv.begin() + static_cast<std::ptrdiff_t>(end), ',');
+    };
+    EXPECT_EQ(columns(0), columns(csv.find('\n') + 1));
+    EXPECT_NE(csv.find(",overhead,overhead_low,overhead_high,overhead_of\n"), std::string::npos);
+
+    const Ran niah =
+        call({"eval", "niah", "-m", model(), "--raw", "-o", path("all"), "--lengths", "300",
+              "--limit", "1", "-n", "2", "--rows", "40,30", "--methods", "all"});
+    expect_done(niah);
+    EXPECT_NE(niah.out.find("fastgen"), std::string::npos);
+    EXPECT_NE(niah.err.find("all leaves out headkv-r2: "), std::string::npos) << niah.err;
+    expect_refused(call({"bench", "-m", model(), "--methods", "all,all"}), "all is named twice");
+    expect_refused(run({"-p", "x", "--method", "all"}), "unknown method");
+}
+
 }  // namespace
 }  // namespace headkv::test
