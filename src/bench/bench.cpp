@@ -192,14 +192,16 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
                                            const BenchProgress& progress, const BenchRound& round) {
     // The first pass over a model reads its weights from disk: that is loading, not speed. A device
     // also loads each kernel, and takes its work buffers, with the first prompt of that size; so it
-    // reads one as long as the cases ask for, as llama-bench does.
+    // reads one as long as the deepest case has, as llama-bench does, with that case's method, which
+    // fits beside the sequences that the engine was made for.
     if (!cases.empty()) {
         BenchCase first;
         first.depth = 32;
         first.method.method = "full";
         if (engine.model().info().device != "cpu") {
-            for (const BenchCase& what : cases) first.depth = std::max(first.depth, what.depth);
+            first = *std::ranges::max_element(cases, {}, &BenchCase::depth);
             first.depth = std::min<std::int64_t>(first.depth, 8192);
+            first.slots = 1;
         }
         const auto warm = measure(engine, first, {.tokens = 1, .repeats = 1, .seed = 1}, {});
         if (!warm) return tl::unexpected(warm.error());
