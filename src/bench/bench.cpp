@@ -192,8 +192,8 @@ Result<std::vector<BenchResult>> run_bench(Engine& engine, const std::vector<Ben
                                            const BenchProgress& progress, const BenchRound& round) {
     // The first pass over a model reads its weights from disk: that is loading, not speed. A device
     // also loads each kernel, and takes its work buffers, with the first prompt of that size; so it
-    // reads one as long as the deepest case has, as llama-bench does, with that case's method, which
-    // fits beside the sequences that the engine was made for.
+    // reads one as long as the deepest case has, as llama-bench does, with that case's method,
+    // which fits beside the sequences that the engine was made for.
     if (!cases.empty()) {
         BenchCase first;
         first.depth = 32;

@@ -342,8 +342,22 @@ std::string figures_text(const Figures& figures) {
 
 // --- the command
 
-Result<std::int64_t> memory_of(const CapacityArguments& arguments) {
-    const auto bytes = parse_bytes(arguments.memory.empty() ? "80GiB" : arguments.memory);
+Result<MeasuredGpu> gpu_of(const std::string& name) {
+    const auto gpus = measured_gpus();
+    if (name.empty()) return gpus[0];
+    const auto found = std::ranges::find(gpus, std::string_view(name), &MeasuredGpu::name);
+    if (found != gpus.end()) return *found;
+    std::string known;
+    for (const auto& gpu : gpus) known += fmt::format("{}{}", known.empty() ? "" : ", ", gpu.name);
+    return bad_input(
+        "--gpu {}: not measured; there are {}: take the nearest, with --bandwidth and "
+        "--device-memory of yours",
+        name, known);
+}
+
+Result<std::int64_t> memory_of(const CapacityArguments& arguments, const MeasuredGpu& gpu) {
+    if (arguments.memory.empty()) return gpu.memory;
+    const auto bytes = parse_bytes(arguments.memory);
     if (!bytes) return bad_input("--device-memory: {}", bytes.error().message);
     constexpr std::int64_t least = 64 << 20, most = std::int64_t{1} << 50;
     if (*bytes < least || *bytes > most) {
@@ -355,7 +369,10 @@ Result<std::int64_t> memory_of(const CapacityArguments& arguments) {
 
 Result<Figures> figures_for(const CapacityArguments& arguments) {
     Figures figures;
-    const auto memory = memory_of(arguments);
+    const auto gpu = gpu_of(arguments.gpu);
+    if (!gpu) return tl::unexpected(gpu.error());
+    figures.rates = gpu->rates;
+    const auto memory = memory_of(arguments, *gpu);
     if (!memory) return tl::unexpected(memory.error());
     figures.memory = *memory;
     if (!arguments.bandwidth.empty()) {
@@ -409,7 +426,9 @@ void add_capacity_options(CLI::App& command, CapacityArguments& arguments) {
         return command.add_option(flag, target, help)->type_name(type)->group(capacity_group);
     };
     add("-m,--model", arguments.model, "model file (GGUF); only its header is read", "FILE");
-    add("--device-memory", arguments.memory, "memory of the GPU (80GiB)", "SIZE");
+    add("--gpu", arguments.gpu, "h100 or h200: whose measured speeds the figures follow (h100)",
+        "NAME");
+    add("--device-memory", arguments.memory, "memory of the GPU (80GiB; h200: 141GiB)", "SIZE");
     add("--prompt", arguments.prompt, "tokens of a prompt, such as 32k", "N");
     add("--methods", arguments.methods,
         "see `headkv methods`; options of one: snapkv:kv-type=q8_0 (all)", "NAME,...")
@@ -417,7 +436,8 @@ void add_capacity_options(CLI::App& command, CapacityArguments& arguments) {
         ->allow_extra_args(false);
     add("--slots", arguments.slots, "sequences at once, besides one and the most that fit", "N")
         ->check(CLI::Range(1, 1 << 20));
-    add("--bandwidth", arguments.bandwidth, "memory bandwidth of the GPU (3350GB/s: H100)", "RATE");
+    add("--bandwidth", arguments.bandwidth,
+        "memory bandwidth of the GPU (3350GB/s; h200: 4800GB/s)", "RATE");
     add("--kv-type", arguments.kv_type, "how rows are stored: f16, q8_0, q4_0, or q8_0:q4_0",
         "TYPE");
     add("-n,--new-tokens", arguments.new_tokens, "tokens of an answer", "N")

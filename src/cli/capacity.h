@@ -13,7 +13,8 @@
 namespace headkv::cli {
 
 struct CapacityArguments {
-    std::string model;  // --model
+    std::string model;     // --model
+    std::string gpu = {};  // one of measured_gpus(); empty: the first
     std::string memory = {}, prompt = {}, bandwidth = {}, kv_type = {}, json = {};
     std::vector<std::string> methods = {};  // empty: all
     MethodArguments method = {};            // budget and options that all share
@@ -25,8 +26,9 @@ struct CapacityArguments {
 
     // An option that says nothing without a model.
     bool any() const {
-        return !memory.empty() || !prompt.empty() || !bandwidth.empty() || !kv_type.empty() ||
-               !methods.empty() || slots > 0 || gpus > 1 || gpu_layers || !gpu_split.empty();
+        return !gpu.empty() || !memory.empty() || !prompt.empty() || !bandwidth.empty() ||
+               !kv_type.empty() || !methods.empty() || slots > 0 || gpus > 1 || gpu_layers ||
+               !gpu_split.empty();
     }
 };
 void add_capacity_options(CLI::App& command, CapacityArguments& arguments);

@@ -251,7 +251,8 @@ Result<void> plan(const PlanArguments& arguments) {
     if (arguments.capacity.any()) {
         return bad_input(
             "what a GPU holds depends on the model: name its file with --model (--prompt, "
-            "--device-memory, --methods, --slots, --bandwidth, --kv-type and --gpus need it)");
+            "--gpu, --device-memory, --methods, --slots, --bandwidth, --kv-type and --gpus need "
+            "it)");
     }
     HeadScores scores;
     if (!arguments.heads.empty()) {

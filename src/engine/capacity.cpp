@@ -1,6 +1,7 @@
 #include "engine/capacity.h"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -184,7 +185,23 @@ Result<std::vector<SequenceUse>> uses_of(const ModelInfo& model, const DeviceLoa
     return uses;
 }
 
+constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+constexpr std::array kGpus = {MeasuredGpu{"h100", 80 * kGiB, {}},
+                              MeasuredGpu{"h200",
+                                          141 * kGiB,
+                                          {.bandwidth = 4800e9,
+                                           .weights_alone = 0.552,
+                                           .weights_together = 0.372,
+                                           .rows_alone = 0.78,
+                                           .rows_together = 0.73,
+                                           .product_flops = 185e12,
+                                           .attention_flops = 222e12,
+                                           .layer_us = 31,
+                                           .group_us = 25}}};
+
 }  // namespace
+
+std::span<const MeasuredGpu> measured_gpus() { return kGpus; }
 
 std::vector<ModelPart> parts_of(std::span<const Stage> stages) {
     std::vector<ModelPart> parts;

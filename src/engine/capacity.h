@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "headkv/error.h"
@@ -15,8 +16,9 @@
 
 namespace headkv {
 
-// A device, and what ggml's operations reach on it: an H100 80 GB with Q8_0 weights. The shares and
-// times are fitted to the measurements of docs/performance.md.
+// A device, and what ggml's operations reach on it with Q8_0 weights. The values here are an H100's
+// (80 GB), fitted to measurements from before q, k, v and gate, up were one product each; those of
+// other GPUs are in measured_gpus(). docs/performance.md has what was measured.
 struct DeviceRates {
     double bandwidth = 3350e9;        // bytes a second, as its data sheet has it
     double weights_alone = 0.73;      // share that products with a single column reach
@@ -29,6 +31,15 @@ struct DeviceRates {
     double group_us = 16;  // more for a second group: gathers, and an attention of its own
     std::int64_t context_bytes = 1130 << 20;  // CUDA context, kernels, what ggml takes for itself
 };
+
+// GPUs that were measured. Shares of the bandwidth do not carry over: the H200's faster memory is
+// used less, as a step's launches and latencies stay.
+struct MeasuredGpu {
+    std::string_view name;
+    std::int64_t memory = 0;  // bytes
+    DeviceRates rates;
+};
+std::span<const MeasuredGpu> measured_gpus();
 
 // What ggml and cuBLAS take of a GPU's memory beside the buffers that are counted here.
 constexpr std::int64_t kPoolBytes = 512 << 20;

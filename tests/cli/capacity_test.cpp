@@ -176,6 +176,7 @@ TEST_F(CapacityPlan, RefusesBadInput) {
     refused({"--prompt", "1k", "--device-memory", "80XB"}, "--device-memory: \"80XB\" is no size");
     refused({"--prompt", "1k", "--device-memory", "1e18"}, "no GPU has so much");
     refused({"--prompt", "1k", "--device-memory", "12"}, "no GPU has so much");
+    refused({"--prompt", "1k", "--gpu", "b300"}, "not measured; there are h100, h200");
     refused({"--prompt", "1k", "--bandwidth", "3 miles"}, "no memory bandwidth");
     refused({"--prompt", "1k", "--bandwidth", "0GB/s"}, "no memory bandwidth");
     refused({"--prompt", "1k", "--rows", "0"}, "--rows 0 is no number of rows");

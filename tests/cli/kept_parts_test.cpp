@@ -1,6 +1,7 @@
 // Methods that came after the table's first, through every subcommand; merging, parts of a prompt
 // that stay, and positions in the cache, as a user writes them.
 #include <set>
+#include <string_view>
 
 #include "cli/program.h"
 
@@ -107,10 +108,15 @@ TEST_F(KeptParts, AnEvaluationKeepsWhatItsFileMarks) {
     write_file(folder / "data.jsonl", line("marked", text + "<keep>alpha</keep> " + text) +
                                           line("plain", text) + line("torn", text + "<keep>") +
                                           line("large", "<keep>" + text + "</keep>"));
-    const auto eval = [&](const Arguments& more) {
+    // The same model without its chat template: under another key nothing finds it.
+    std::string bytes = read_file(model());
+    constexpr std::string_view kKey = "tokenizer.chat_template", kOther = "tokenizer.none_template";
+    bytes.replace(bytes.find(kKey), kKey.size(), kOther);
+    write_file(folder / "plain.gguf", bytes);
+    const auto eval = [&](const Arguments& more, const std::string& file = "tiny.gguf") {
         Arguments arguments = {
-            "eval", "generate", "-m",     model(), "--data",    path("data.jsonl"),
-            "-o",   path("o"),  "--rows", "40",    "--methods", "snapkv,h2o",
+            "eval", "generate", "-m",     path(file), "--data",    path("data.jsonl"),
+            "-o",   path("o"),  "--rows", "40",       "--methods", "snapkv,h2o",
             "-n",   "2",        "--json", "-"};
         arguments.insert(arguments.end(), more.begin(), more.end());
         return call(arguments);
@@ -133,11 +139,11 @@ TEST_F(KeptParts, AnEvaluationKeepsWhatItsFileMarks) {
 
     expect_done(eval(
         {"--chat-template", "chatml", "--system", "Be terse.", "--keep-system", "--rows", "60"}));
-    expect_refused(eval({"--keep-system"}), "no chat template");
-    expect_refused(eval({"--system", "x"}), "no chat template");
-    const auto niah = [&](const Arguments& more) {
-        Arguments arguments = {"eval",      "niah", "-m",        model(), "-o", path("n"),
-                               "--lengths", "300",  "--limit",   "1",     "-n", "2",
+    expect_refused(eval({"--keep-system"}, "plain.gguf"), "no chat template");
+    expect_refused(eval({"--system", "x"}, "plain.gguf"), "no chat template");
+    const auto niah = [&](const Arguments& more, const std::string& file = "tiny.gguf") {
+        Arguments arguments = {"eval",      "niah", "-m",        path(file), "-o", path("n"),
+                               "--lengths", "300",  "--limit",   "1",        "-n", "2",
                                "--rows",    "60",   "--methods", "snapkv"};
         arguments.insert(arguments.end(), more.begin(), more.end());
         return call(arguments);
@@ -147,7 +153,7 @@ TEST_F(KeptParts, AnEvaluationKeepsWhatItsFileMarks) {
               std::string::npos);
     expect_refused(niah({"--chat-template", "chatml", "--system", text, "--keep-system"}),
                    "marked to be kept");
-    expect_refused(niah({"--keep-system"}), "no chat template");
+    expect_refused(niah({"--keep-system"}, "plain.gguf"), "no chat template");
     expect_refused(call({"eval", "parity", "-m", model(), "-o", path("p"), "--keep-marks"}),
                    "--keep-marks is no option of eval parity");
 }

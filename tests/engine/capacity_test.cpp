@@ -178,6 +178,28 @@ TEST_F(Capacity, StepsCostWhatWasMeasured) {
     }
 }
 
+// One H200, with q, k, v and gate, up as one product each (docs/performance.md, "Today's code").
+TEST_F(Capacity, AnH200IsAsFastAsMeasured) {
+    rates = measured_gpus()[1].rates;
+    for (const auto& [method, prompt, sequences, measured, within] :
+         {std::tuple{"full", std::int64_t{1}, 1, 259.8, 0.02},
+          {"snapkv", k32, 1, 258.3, 0.02},
+          {"snapkv", k128, 1, 257.7, 0.02},
+          {"full", k32, 1, 200.4, 0.03},
+          {"snapkv", k8, 32, 3550.0, 0.03},
+          {"headkv-r2", k8, 32, 3263.0, 0.04},
+          {"snapkv", k32, 256, 7271.0, 0.04}}) {
+        EXPECT_NEAR(speed(method, prompt, sequences) / measured, 1, within)
+            << method << " " << prompt << " x " << sequences << ": "
+            << speed(method, prompt, sequences);
+    }
+    for (const auto& [prompt, measured] :
+         {std::pair{k8, 11692.0}, std::pair{k32, 9090.0}, std::pair{k128, 4196.0}}) {
+        const double speed = static_cast<double>(prompt) / prefill_seconds(model, prompt, rates);
+        EXPECT_NEAR(speed / measured, 1, 0.06) << prompt << ": " << speed;
+    }
+}
+
 TEST_F(Capacity, PromptsAreReadAsFastAsMeasured) {
     for (const auto& [prompt, measured] :
          {std::pair{k8, 11612.0}, std::pair{k32, 8871.0}, std::pair{k128, 3967.0}}) {
