@@ -159,7 +159,7 @@ std::vector<DivergenceRow> summarize(std::span<const DivergenceChunk> chunks, st
         DivergenceRow row;
         row.method = chunks[0].answers[config].method;
         row.rows = chunks[0].answers[config].rows;
-        std::vector<Observation> divergence, same_best, losses;
+        std::vector<ProbeValue> divergence, same_best, losses;
         std::vector<double> each;
         double log_probability = 0;
         const auto n = static_cast<double>(chunks.size());

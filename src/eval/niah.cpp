@@ -71,10 +71,10 @@ std::vector<NiahRow> summarize(std::span<const NiahProbe> probes, std::uint64_t 
         NiahRow row;
         row.method = probes[0].answers[config].method;
         row.rows = probes[0].answers[config].rows;
-        std::vector<Observation> hits;
-        std::vector<Observation> kept;
-        std::vector<Observation> loss;
-        std::vector<Observation> loss_key;
+        std::vector<ProbeValue> hits;
+        std::vector<ProbeValue> kept;
+        std::vector<ProbeValue> loss;
+        std::vector<ProbeValue> loss_key;
         for (const NiahProbe& probe : probes) {
             assert(probe.answers.size() == probes[0].answers.size());
             const NiahAnswer& full = probe.answers[0];

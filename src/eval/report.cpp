@@ -44,7 +44,7 @@ std::optional<Estimate> against_baseline(const ReportHead& head, std::size_t con
                                          std::span<const Outcome> outcomes) {
     const auto other = baseline_of(head, config);
     if (!other) return std::nullopt;
-    std::vector<Observation> differences;
+    std::vector<ProbeValue> differences;
     for (const Outcome& outcome : outcomes) {
         if (!group.empty() && outcome.group != group) continue;
         differences.push_back({outcome.cluster, outcome.scores[config] - outcome.scores[*other]});
@@ -93,7 +93,7 @@ std::size_t config_of(std::size_t row, const ReportHead& head) { return row % he
 std::vector<TurnScores> turn_scores(const ReportHead& head, std::span<const TaskResult> results) {
     std::vector<TurnScores> all;
     for (std::size_t config = 0; config < head.configs.size(); ++config) {
-        std::vector<std::vector<Observation>> turns;  // [turn]
+        std::vector<std::vector<ProbeValue>> turns;  // [turn]
         ClusterNumbers clusters;
         for (const TaskResult& result : results) {
             if (!result.skipped.empty()) continue;
@@ -333,7 +333,7 @@ Report make_report(ReportHead head, std::span<const NiahProbe> probes) {
         row.kv_bytes = from.kv_bytes;
         row.kv_bytes_full = from.kv_bytes_full;
         row.rows_kept = from.rows_kept;
-        std::vector<Observation> differences;
+        std::vector<ProbeValue> differences;
         differences.reserve(outcomes.size());
         for (const Outcome& outcome : outcomes) {
             differences.push_back({outcome.cluster, outcome.scores[config] - outcome.scores[0]});

@@ -15,14 +15,14 @@ std::int64_t ClusterNumbers::of(const std::string& name) {
     return found->second;
 }
 
-Estimate clustered_estimate(std::span<const Observation> observations, std::uint64_t seed) {
+Estimate clustered_estimate(std::span<const ProbeValue> observations, std::uint64_t seed) {
     constexpr std::size_t draws = 2000;
     struct Sum {
         double value = 0, weight = 0;
     };
     std::map<std::int64_t, Sum> by_cluster;
     Sum total;
-    for (const Observation& o : observations) {
+    for (const ProbeValue& o : observations) {
         Sum& sum = by_cluster[o.cluster];
         sum.value += o.value;
         sum.weight += o.weight;

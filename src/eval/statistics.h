@@ -10,7 +10,7 @@ namespace headkv {
 
 // One probe: which cluster (needle) it belongs to, and what it adds to a ratio of sums. A mean has
 // weight 1 everywhere; "of the answers that full gets right" has weight 0 where full is wrong.
-struct Observation {
+struct ProbeValue {
     std::int64_t cluster = 0;
     double value = 0;
     double weight = 1;
@@ -33,6 +33,6 @@ struct Estimate {
 
 // Bootstrap over whole clusters (probes of one needle succeed and fail together, so drawing single
 // probes would give too narrow an interval), 2000 draws, deterministic for a seed.
-Estimate clustered_estimate(std::span<const Observation> observations, std::uint64_t seed);
+Estimate clustered_estimate(std::span<const ProbeValue> observations, std::uint64_t seed);
 
 }  // namespace headkv

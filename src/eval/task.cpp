@@ -261,9 +261,9 @@ std::vector<TaskRow> summarize(std::span<const TaskResult> results, std::uint64_
             row.group = group;
             row.method = members[0]->answers[config].method;
             row.rows = members[0]->answers[config].rows;
-            std::vector<Observation> scores;
-            std::vector<Observation> differences;
-            std::vector<Observation> losses;
+            std::vector<ProbeValue> scores;
+            std::vector<ProbeValue> differences;
+            std::vector<ProbeValue> losses;
             ClusterNumbers clusters;
             const auto n = static_cast<double>(members.size());
             for (const TaskResult* result : members) {

@@ -103,24 +103,24 @@ TEST(Niah, GoesOnFromTheAnswersOfAnEarlierRun) {
 TEST(ClusteredEstimate, RatioAndInterval) {
     EXPECT_EQ(clustered_estimate({}, 1).value, 0);
     // All alike: no spread.
-    const std::vector<Observation> alike = {{0, 1, 1}, {1, 1, 1}, {2, 1, 1}};
+    const std::vector<ProbeValue> alike = {{0, 1, 1}, {1, 1, 1}, {2, 1, 1}};
     const Estimate sure = clustered_estimate(alike, 1);
     EXPECT_DOUBLE_EQ(sure.low, 1);
     EXPECT_DOUBLE_EQ(sure.high, 1);
     // 50 independent coin tosses, 25 heads: the interval is about 0.5 +- 1.96 * 0.5 / sqrt(50).
-    std::vector<Observation> coins;
+    std::vector<ProbeValue> coins;
     for (int i = 0; i < 50; ++i) coins.push_back({i, static_cast<double>(i % 2), 1});
     const Estimate fair = clustered_estimate(coins, 1);
     EXPECT_DOUBLE_EQ(fair.value, 0.5);
     EXPECT_NEAR(fair.low, 0.36, 0.03);
     EXPECT_NEAR(fair.high, 0.64, 0.03);
     // The same tosses in 5 clusters of 10 equal ones tell less: the interval is wider.
-    std::vector<Observation> clumped;
+    std::vector<ProbeValue> clumped;
     for (int i = 0; i < 50; ++i) clumped.push_back({i / 10, static_cast<double>(i / 10 % 2), 1});
     const Estimate wide = clustered_estimate(clumped, 1);
     EXPECT_GT(wide.high - wide.low, 2 * (fair.high - fair.low));
     // Weight 0 leaves a probe out.
-    const std::vector<Observation> partly = {{0, 1, 1}, {0, 0, 0}, {1, 0, 1}, {1, 0, 0}};
+    const std::vector<ProbeValue> partly = {{0, 1, 1}, {0, 0, 0}, {1, 0, 1}, {1, 0, 0}};
     EXPECT_DOUBLE_EQ(clustered_estimate(partly, 1).value, 0.5);
 }
 
