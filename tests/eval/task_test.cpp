@@ -340,7 +340,7 @@ TEST_F(TaskOnTinyModel, AnExampleThatCannotBeAskedSaysWhy) {
     example_.context.clear();
     const auto result = run_example(*engine_, example_, configs_, settings_).value();
     EXPECT_TRUE(result.answers.empty());
-    EXPECT_NE(result.skipped.find("x"), std::string::npos);
+    EXPECT_NE(result.skipped.find('x'), std::string::npos);
 }
 
 TEST(Task, GoesOnFromTheAnswersOfAnEarlierRun) {
