@@ -14,15 +14,19 @@ Result<void> check_usable(const MethodArguments& arguments, std::string_view met
     auto config = method_config(arguments, method, model);
     if (!config) return tl::unexpected(config.error());
     if (model.share) config->share = model.share;
-    const auto bytes = row_bytes(config->store, model.head_dim_k, model.head_dim_v);
-    if (!bytes) return tl::unexpected(bytes.error());
-    constexpr std::int64_t kLong = 1 << 20;
-    const auto made = Method::create(*config, model.shape, kLong, *bytes);
+    const auto made = method_for_long_prompt(*config, model);
     if (!made) return tl::unexpected(made.error());
     return device ? DeviceEngine::supports(*made) : Result<void>();
 }
 
 }  // namespace
+
+Result<Method> method_for_long_prompt(const MethodConfig& config, const ModelInfo& model) {
+    const auto bytes = row_bytes(config.store, model.head_dim_k, model.head_dim_v);
+    if (!bytes) return tl::unexpected(bytes.error());
+    constexpr std::int64_t kLong = 1 << 20;  // no budget in rows is above it
+    return Method::create(config, model.shape, kLong, *bytes);
+}
 
 Result<std::vector<std::string>> with_all_methods(const MethodArguments& arguments,
                                                   const std::vector<std::string>& methods,

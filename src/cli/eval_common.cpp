@@ -15,8 +15,6 @@
 namespace headkv::cli {
 namespace {
 
-constexpr std::int64_t kLongPrompt = 1 << 20;  // no budget in rows is above it
-
 std::vector<std::string> split(const std::vector<std::string>& lists, char separator) {
     std::vector<std::string> items;
     for (const std::string& list : lists) {
@@ -128,9 +126,7 @@ Result<void> check_parts(const PromptArguments& prompt, std::optional<ChatTempla
     for (const ConfigUnderTest& config : configs) {
         MethodConfig keeps = config.method;
         keeps.keep = {{0, 0}};
-        const auto bytes = row_bytes(keeps.store, info.head_dim_k, info.head_dim_v);
-        if (!bytes) return tl::unexpected(bytes.error());
-        const auto usable = Method::create(keeps, info.shape, kLongPrompt, *bytes);
+        const auto usable = method_for_long_prompt(keeps, info);
         if (!usable) return tl::unexpected(usable.error());
     }
     return {};
@@ -154,10 +150,8 @@ Result<std::vector<ConfigUnderTest>> configurations(const MethodArguments& metho
                          double rows) -> Result<void> {
         auto config = method_config(one, written, info);
         if (!config) return tl::unexpected(config.error());
-        const auto bytes = row_bytes(config->store, info.head_dim_k, info.head_dim_v);
-        if (!bytes) return tl::unexpected(bytes.error());
         // What no prompt could be read with is refused before the first one is.
-        const auto usable = Method::create(*config, info.shape, kLongPrompt, *bytes);
+        const auto usable = method_for_long_prompt(*config, info);
         if (!usable) return tl::unexpected(usable.error());
         auto title = method_title(written, config->store);
         configs.push_back({std::move(*config), std::move(title), rows});

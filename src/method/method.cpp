@@ -476,12 +476,6 @@ std::vector<std::int32_t> with_marked(const std::vector<std::int32_t>& indices,
     return result;
 }
 
-std::vector<std::int32_t> all_positions(std::int64_t n) {
-    std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
-    std::iota(positions.begin(), positions.end(), 0);
-    return positions;
-}
-
 }  // namespace
 
 Result<Method> Method::create(const MethodConfig& config, const HeadShape& shape,

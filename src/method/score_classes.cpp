@@ -3,9 +3,9 @@
 #include <array>
 #include <cassert>
 #include <cmath>
-#include <numeric>
 
 #include "headkv/method.h"
+#include "method/select.h"
 #include "method/top_k.h"
 
 namespace headkv {
@@ -14,12 +14,6 @@ namespace {
 constexpr std::size_t kClasses = kAnyRow + 1;
 
 std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-std::vector<std::int32_t> first_positions(std::int64_t n) {
-    std::vector<std::int32_t> positions(size(n));
-    std::iota(positions.begin(), positions.end(), 0);
-    return positions;
-}
 
 // Puts the `count` best of the rows that have no class yet into class 2. `attention` [n].
 void add_frequent(std::span<const float> attention, std::int64_t count,
@@ -65,7 +59,7 @@ std::vector<std::uint8_t> token_classes(const LayerView& view, const HeadShape& 
                                         std::int64_t n, std::int64_t protect, std::int64_t frequent,
                                         std::int64_t local, GroupReduce reduce) {
     assert(std::ssize(view.kinds) == n && std::ssize(view.observed) == shape.query_heads * n);
-    const auto positions = first_positions(n);
+    const auto positions = all_positions(n);
     const auto attention = score_window(view.observed, shape, n, 0, 1, Pool::avg, reduce);
     std::vector<std::uint8_t> all;
     for (std::int64_t head = 0; head < shape.kv_heads; ++head) {

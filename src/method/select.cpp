@@ -10,6 +10,13 @@
 #include "method/top_k.h"
 
 namespace headkv {
+
+std::vector<std::int32_t> all_positions(std::int64_t n) {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
+    std::iota(positions.begin(), positions.end(), 0);
+    return positions;
+}
+
 namespace {
 
 void append_range(std::vector<std::int32_t>& kept, std::int64_t begin, std::int64_t end) {
