@@ -45,7 +45,7 @@ Result<void> DeviceCache::allocate(ggml_context_ptr context, std::size_t stage, 
     return {};
 }
 
-Result<std::size_t> DeviceCache::find_class(std::size_t stage, HeadPlaces places) {
+std::size_t DeviceCache::find_class(std::size_t stage, HeadPlaces places) {
     for (std::size_t i = 0; i < classes_.size(); ++i) {
         const auto& other = classes_[i].places;
         const bool same = classes_[i].stage == stage && other.kept == places.kept &&
@@ -55,54 +55,97 @@ Result<std::size_t> DeviceCache::find_class(std::size_t stage, HeadPlaces places
     }
     assert(places_[stage].masks == nullptr && "every layer is there once masks are one");
     Class made{stage, std::move(places), nullptr, 0, {}};
-    const auto columns = made.heads() * shape_.slots;
-    auto context = make_context(2);
-    made.mask = ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, made.places.window, 1, 1, columns);
-    if (auto done = allocate(std::move(context), stage, places_[stage].mask_buffers); !done) {
-        return tl::unexpected(done.error());
-    }
-    made.count.assign(size(columns), 0);
-    for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(made, slot);
+    made.count.assign(size(made.heads() * shape_.slots), 0);
     classes_.push_back(std::move(made));
     return classes_.size() - 1;
 }
-Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int64_t> rows) {
-    auto& place = layers_[size(layer)];
-    if (!place.groups.empty()) return {};
-    assert((shape_.layout.groups > 0 || shape_.slots == 1) && "windows reach beyond a slot");
+
+Result<void> DeviceCache::add_mask(Class& about) {
+    if (about.mask != nullptr) return {};
+    auto context = make_context(2);
+    about.mask = ggml_new_tensor_4d(context.get(), GGML_TYPE_F16, about.places.window, 1, 1,
+                                    about.heads() * shape_.slots);
+    if (auto done = allocate(std::move(context), about.stage, places_[about.stage].mask_buffers);
+        !done) {
+        return done;
+    }
+    upload_mask(about, 0, shape_.slots);
+    return {};
+}
+
+DeviceCache::Layer DeviceCache::describe(ggml_context* context, std::size_t stage,
+                                         const std::vector<HeadPlaces>& groups) {
     Layer made;
-    const auto stage = pipeline_.part_of(layer);
-    const auto groups = place_heads(rows, shape_.layout, shape_.reserve);
-    auto context = make_context(static_cast<std::int64_t>(2 * groups.size()) + 3);
     std::int64_t total = 0;
     for (const HeadPlaces& group : groups) {
-        const auto row_class = find_class(stage, group);
-        if (!row_class) return tl::unexpected(row_class.error());
-        made.groups.push_back({group.heads, *row_class, nullptr, nullptr, total});
+        made.groups.push_back({group.heads, find_class(stage, group), nullptr, nullptr, total});
         total += group.rows(shape_.slots);
     }
-    made.keys = ggml_new_tensor_2d(context.get(), shape_.type_k, shape_.attention.dim_k, total);
-    made.values = ggml_new_tensor_2d(context.get(), shape_.type_v, shape_.attention.dim_v, total);
-    bytes_ += static_cast<std::int64_t>(ggml_nbytes(made.keys) + ggml_nbytes(made.values));
+    made.keys = ggml_new_tensor_2d(context, shape_.type_k, shape_.attention.dim_k, total);
+    made.values = ggml_new_tensor_2d(context, shape_.type_v, shape_.attention.dim_v, total);
     for (Group& group : made.groups) {
         const auto& places = classes_[group.row_class].places;
         const auto part = [&](ggml_tensor* all) {
             // ggml holds a view for as large as its shape, which windows that overlap are not: the
             // last dimension is set by hand.
             const auto stride = size(places.stride) * all->nb[1];
-            auto* view =
-                ggml_view_4d(context.get(), all, all->ne[0], places.window, 1, 1, all->nb[1],
-                             stride, stride, size(group.first_row) * all->nb[1]);
+            auto* view = ggml_view_4d(context, all, all->ne[0], places.window, 1, 1, all->nb[1],
+                                      stride, stride, size(group.first_row) * all->nb[1]);
             view->ne[3] = std::ssize(places.heads) * shape_.slots;
             return view;
         };
         group.keys = part(made.keys);
         group.values = part(made.values);
     }
+    return made;
+}
+
+void DeviceCache::put(std::int64_t layer, Layer made) {
+    bytes_ += static_cast<std::int64_t>(ggml_nbytes(made.keys) + ggml_nbytes(made.values));
+    layers_[size(layer)] = std::move(made);
+}
+
+Result<void> DeviceCache::add_layer(std::int64_t layer, std::span<const std::int64_t> rows) {
+    if (!layers_[size(layer)].groups.empty()) return {};
+    assert((shape_.layout.groups > 0 || shape_.slots == 1) && "windows reach beyond a slot");
+    const auto stage = pipeline_.part_of(layer);
+    const auto groups = place_heads(rows, shape_.layout, shape_.reserve);
+    auto context = make_context(2 * std::ssize(groups) + 3);
+    auto made = describe(context.get(), stage, groups);
     if (auto done = allocate(std::move(context), stage, places_[stage].buffers); !done) {
         return done;
     }
-    place = std::move(made);
+    for (const Group& group : made.groups) {
+        if (auto done = add_mask(classes_[group.row_class]); !done) return done;
+    }
+    put(layer, std::move(made));
+    return {};
+}
+
+Result<void> DeviceCache::add_layers(std::span<const std::int64_t> rows) {
+    assert((shape_.layout.groups > 0 || shape_.slots == 1) && "windows reach beyond a slot");
+    const auto heads = shape_.attention.heads.kv_heads;
+    for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {
+        const auto& part = pipeline_[stage];
+        if (part.layers == 0) continue;
+        std::vector<std::vector<HeadPlaces>> groups;  // [layers of the stage]
+        std::int64_t tensors = 1;
+        for (std::int64_t layer = part.first; layer < part.end(); ++layer) {
+            groups.push_back(place_heads(rows.subspan(size(layer * heads), size(heads)),
+                                         shape_.layout, shape_.reserve));
+            tensors += 2 * std::ssize(groups.back()) + 2;
+        }
+        auto context = make_context(tensors);
+        std::vector<Layer> made;
+        for (const auto& each : groups) made.push_back(describe(context.get(), stage, each));
+        if (auto done = allocate(std::move(context), stage, places_[stage].buffers); !done) {
+            return done;
+        }
+        for (std::int64_t layer = part.first; layer < part.end(); ++layer) {
+            put(layer, std::move(made[size(layer - part.first)]));
+        }
+        if (auto joined = masks(stage); !joined) return tl::unexpected(joined.error());
+    }
     return {};
 }
 
@@ -149,27 +192,28 @@ void DeviceCache::set_counts(std::size_t row_class, std::int64_t slot,
         about.count[size(at)] = counts[size(head)];
         assert(about.room(at) >= 0);
     }
-    upload_mask(about, slot);
+    upload_mask(about, slot, 1);
 }
 
-void DeviceCache::upload_mask(const Class& about, std::int64_t slot) {
+void DeviceCache::upload_mask(const Class& about, std::int64_t first, std::int64_t slots) {
     const auto& places = about.places;
-    std::vector<std::uint16_t> mask(size(places.window * about.heads()), kMinusInfinity);
-    for (std::int64_t head = 0; head < about.heads(); ++head) {
-        const auto begin = mask.begin() + head * places.window;
-        const auto first = places.first[size(head)];
+    const auto columns = slots * about.heads();
+    std::vector<std::uint16_t> mask(size(places.window * columns), kMinusInfinity);
+    for (std::int64_t column = 0; column < columns; ++column) {
+        const auto begin = mask.begin() + column * places.window;
+        const auto head = size(column % about.heads());
         // A slot that nobody has used yet sees its first row, which is 0: attention over nothing is
         // NaN, and NaN in a masked row still spoils a sum.
-        const auto seen = std::max(1, about.count[size(slot * about.heads() + head)]);
-        std::fill_n(begin + first, seen, std::uint16_t{0});
+        const auto seen = std::max(1, about.count[size(first * about.heads() + column)]);
+        std::fill_n(begin + places.first[head], seen, std::uint16_t{0});
         // ggml's CUDA backend looks for the last block with a number above -inf, from the end, one
         // block after the other: reading a few blocks in vain takes less time than finding out.
-        if (first + places.capacity[size(head)] + kRowBlock <= places.window) {
+        if (places.first[head] + places.capacity[head] + kRowBlock <= places.window) {
             begin[places.window - 1] = kLowest;
         }
     }
-    const auto bytes = mask.size() * sizeof(std::uint16_t);
-    ggml_backend_tensor_set(about.mask, mask.data(), size(slot) * bytes, bytes);
+    const auto bytes = size(places.window * about.heads()) * sizeof(std::uint16_t);
+    ggml_backend_tensor_set(about.mask, mask.data(), size(first) * bytes, size(slots) * bytes);
 }
 
 Result<ggml_tensor*> DeviceCache::masks(std::size_t stage) {
@@ -200,10 +244,13 @@ Result<ggml_tensor*> DeviceCache::masks(std::size_t stage) {
     if (auto done = allocate(std::move(context), stage, joined); !done) {
         return tl::unexpected(done.error());
     }
+    for (const auto& former : place.mask_buffers) {
+        place.bytes -= static_cast<std::int64_t>(ggml_backend_buffer_get_size(former.get()));
+    }
     place.mask_buffers = std::move(joined);
     for (std::size_t i = 0; i < mine.size(); ++i) {
         mine[i]->mask = parts[i];
-        for (std::int64_t slot = 0; slot < shape_.slots; ++slot) upload_mask(*mine[i], slot);
+        upload_mask(*mine[i], 0, shape_.slots);
     }
     return place.masks = all;
 }

@@ -76,6 +76,9 @@ public:
     // The memory of a layer whose heads keep `rows` of the prompt. Nothing happens where the layer
     // is there already. Error (failure): out of memory.
     Result<void> add_layer(std::int64_t layer, std::span<const std::int64_t> rows);
+    // All layers of a cache that has none, rows [layers x kv_heads]: one buffer a stage, as a
+    // device may wait for all its work whenever one is taken. Errors as add_layer.
+    Result<void> add_layers(std::span<const std::int64_t> rows);
     // The same rows again, for a cache with more room.
     std::vector<std::int64_t> rows_kept(std::int64_t layer) const;
     const Layer& layer(std::int64_t layer) const;
@@ -112,8 +115,12 @@ public:
     std::int64_t row_bytes() const;
 
 private:
-    Result<std::size_t> find_class(std::size_t stage, HeadPlaces places);
-    void upload_mask(const Class& about, std::int64_t slot);
+    std::size_t find_class(std::size_t stage, HeadPlaces places);  // a new one has no mask yet
+    Result<void> add_mask(Class& about);                           // of its own, where it has none
+    // A layer's groups, their tensors in `context`, which has no memory yet.
+    Layer describe(ggml_context* context, std::size_t stage, const std::vector<HeadPlaces>& groups);
+    void put(std::int64_t layer, Layer made);
+    void upload_mask(const Class& about, std::int64_t first, std::int64_t slots);
     using Buffers = std::vector<ggml_backend_buffer_ptr>;
     struct Place {  // of a stage
         ggml_tensor *masks = nullptr, *log = nullptr;

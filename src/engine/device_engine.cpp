@@ -192,8 +192,8 @@ DeviceEngine::~DeviceEngine() = default;
 
 // --- prefill
 
-DeviceEngine::Place DeviceEngine::place_for(const Method& method,
-                                            std::int64_t expected_new_tokens) {
+Result<DeviceEngine::Place> DeviceEngine::place_for(const Method& method,
+                                                    std::int64_t expected_new_tokens) {
     const auto& config = method.config();
     const bool grows = method.recipe().allocate == AllocateStep::all;
     const auto reserve =
@@ -211,7 +211,7 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
         // A cache whose slots are all taken stays with its sequences; the next ones get another.
         const auto found = caches_.find(key);
         const auto slot = found == caches_.end() ? -1 : found->second->take_slot();
-        if (slot >= 0) return {found->second, slot};
+        if (slot >= 0) return Place{found->second, slot};
     }
     const DeviceCache::Shape shape{shape_,
                                    ggml_type_of(config.store.keys),
@@ -221,8 +221,13 @@ DeviceEngine::Place DeviceEngine::place_for(const Method& method,
                                    observe,
                                    config.layout};
     auto cache = std::make_shared<DeviceCache>(pipeline_, shape);
-    if (!key.empty()) caches_[key] = cache;
-    return {cache, cache->take_slot()};
+    if (!key.empty()) {
+        if (auto added = cache->add_layers(method.plan().rows); !added) {
+            return tl::unexpected(added.error());
+        }
+        caches_[key] = cache;
+    }
+    return Place{cache, cache->take_slot()};
 }
 
 Result<Method> DeviceEngine::method_for(const MethodConfig& config, const HeadShape& shape,
@@ -298,10 +303,16 @@ Result<std::unique_ptr<DevicePrefill>> DeviceEngine::start_prefill(
         if (!method) return tl::unexpected(method.error());
         methods.push_back(std::move(*method));
     }
+    drop_unused();
     std::vector<DeviceTarget> targets;
     for (Method& method : methods) {
-        auto [cache, slot] = place_for(method, expected_new_tokens);
-        targets.push_back({std::move(method), std::move(cache), slot});
+        auto place = place_for(method, expected_new_tokens);
+        if (!place) {
+            for (const auto& target : targets) target.cache->free_slot(target.slot);
+            drop_unused();
+            return tl::unexpected(place.error());
+        }
+        targets.push_back({std::move(method), std::move(place->cache), place->slot});
     }
     DevicePrefill::Options chosen;
     if (options_.chunk != EngineOptions().chunk) chosen.chunk = options_.chunk;
@@ -681,6 +692,14 @@ void DeviceEngine::release(SequenceId id) {
     if (found == sequences_.end()) return;
     leave(found->second);
     sequences_.erase(found);
+}
+
+void DeviceEngine::drop_unused() {
+    std::erase_if(caches_, [&](const auto& pair) {
+        if (pair.second->span() > 0) return false;
+        drop_graphs(*pair.second);
+        return true;
+    });
 }
 
 // All rows of a sequence into a slot of a cache of the same layout with at least its capacities.

@@ -94,7 +94,9 @@ private:
         std::int64_t slot = 0;
     };
     // A slot for a new sequence, taken.
-    Place place_for(const Method& method, std::int64_t expected_new_tokens);
+    // Error (failure): out of memory.
+    Result<Place> place_for(const Method& method, std::int64_t expected_new_tokens);
+    void drop_unused();  // caches that prompts which failed or were given up left behind
     // Gives the sequence's slot back, and the cache's memory behind the last one.
     void leave(const Sequence& sequence);
     Result<void> move(Sequence& sequence, std::int64_t reserve);

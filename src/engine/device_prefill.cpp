@@ -15,6 +15,26 @@ std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
 constexpr std::int64_t kMostNodes = 96;  // of one layer's chunk
 
+// [tokens, queries, heads] -> sums over the queries [tokens, 1, heads]: one half is added to the
+// other, again and again. (ggml's sum_rows wants the queries innermost, so a transposed copy, and
+// takes a block of threads for every sum, however few its numbers are.)
+ggml_tensor* sum_over_queries(ggml_context* c, ggml_tensor* each) {
+    const auto part = [&](std::int64_t first, std::int64_t count) {
+        return ggml_view_3d(c, each, each->ne[0], count, each->ne[2], each->nb[1], each->nb[2],
+                            size(first) * each->nb[1]);
+    };
+    ggml_tensor* odd = nullptr;  // the sum of those that had no other to be added to
+    while (each->ne[1] > 1) {
+        const auto half = each->ne[1] / 2;
+        if (each->ne[1] % 2 == 1) {
+            auto* last = part(2 * half, 1);
+            odd = odd == nullptr ? ggml_cont(c, last) : ggml_add(c, odd, last);
+        }
+        each = ggml_add(c, part(0, half), part(half, half));
+    }
+    return odd == nullptr ? each : ggml_add(c, each, odd);
+}
+
 }  // namespace
 
 DevicePrefill::DevicePrefill(const Pipeline& pipeline, const Model& model,
@@ -76,9 +96,7 @@ Result<void> DevicePrefill::allocate(std::span<const Token> text) {
         if (looks.queries > 0 && std::ranges::find(observations, looks) == observations.end()) {
             observations.push_back(looks);
         }
-        if (needs.sentences && sentences_.empty()) {
-            sentences_ = sentence_starts(*model_.tokenizer, text.first(size(prompt_tokens())));
-        }
+        if (needs.sentences) sentences_of_ = {text.begin(), text.begin() + prompt_tokens()};
         assert(target.method.plan().rows.size() == size(hyper.shape.layers * hyper.shape.kv_heads));
     }
     std::vector<std::int32_t> positions(text.size());
@@ -105,7 +123,7 @@ Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking>
     place.work = std::make_unique<WorkMemory>(backend);
     if (!layers && stage > 0) return {};  // logits() brings what it works on
     place.context = make_context(16 + 3 * std::ssize(observations));
-    place.host_context = make_context(1 + std::ssize(observations));
+    place.host_context = make_context(2 + std::ssize(observations));
     auto* c = place.context.get();
     if (stage == 0) place.ids = ggml_new_tensor_1d(c, GGML_TYPE_I32, tokens_);
     place.hidden = ggml_new_tensor_2d(c, GGML_TYPE_F32, hyper.embedding,
@@ -124,14 +142,18 @@ Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking>
         }
         place.queries = ggml_new_tensor_2d(c, GGML_TYPE_F32,
                                            hyper.head_dim_k * hyper.shape.query_heads, window_);
-        place.chosen = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
+        const auto lists = [&](ggml_context* context) {
+            return ggml_new_tensor_1d(context, GGML_TYPE_I32, 2 * hyper.shape.kv_heads * padded_);
+        };
+        place.chosen = lists(c);
+        place.host_lists = lists(place.host_context.get());
         for (const auto& looking : observations) {
             const auto mean = [&](ggml_context* context) {
                 return ggml_new_tensor_2d(context, GGML_TYPE_F32, tokens_, hyper.shape.query_heads);
             };
             auto* mask = ggml_new_tensor_2d(c, GGML_TYPE_F32, tokens_, looking.queries);
             auto* weights = looking.decay != 1
-                                ? ggml_new_tensor_1d(c, GGML_TYPE_F32, looking.queries)
+                                ? ggml_new_tensor_2d(c, GGML_TYPE_F32, 1, looking.queries)
                                 : nullptr;
             place.seen.push_back({looking,
                                   query_weights(looking.queries, looking.decay, looking.alike),
@@ -140,13 +162,13 @@ Result<void> DevicePrefill::allocate(std::size_t stage, std::span<const Looking>
     }
     place.buffer.reset(ggml_backend_alloc_ctx_tensors(c, backend));
     auto* device = ggml_backend_get_device(backend);
-    if (!place.seen.empty()) {
+    if (layers) {
         auto* pinned = ggml_backend_dev_host_buffer_type(device);
         place.host_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(
             place.host_context.get(), pinned != nullptr ? pinned : ggml_backend_cpu_buffer_type()));
-        place.observed.reset(ggml_backend_event_new(device));
     }
-    if (!place.buffer || (!place.seen.empty() && !place.host_buffer)) {
+    if (!place.seen.empty()) place.observed.reset(ggml_backend_event_new(device));
+    if (!place.buffer || (layers && !place.host_buffer)) {
         return failure(
             "not enough memory on {} to read {} tokens: {} MiB are needed for hidden states and "
             "two layers' keys and values",
@@ -358,13 +380,11 @@ Result<void> DevicePrefill::observe() {
                                   keys->nb[2], 0);
         auto* products = ggml_mul_mat(c, rows, queries);
         ggml_mul_mat_set_prec(products, GGML_PREC_F32);
-        auto* weights =
+        auto* each =
             ggml_soft_max_ext(c, ggml_reshape_3d(c, products, tokens_, count, heads.query_heads),
                               seen.mask, shape_.scale, 0.0F);
-        // [queries, tokens, query_heads] -> sums over the queries
-        auto* each = ggml_cont(c, ggml_permute(c, weights, 1, 0, 2, 3));
         if (seen.weights != nullptr) each = ggml_mul(c, each, seen.weights);
-        auto* sums = ggml_sum_rows(c, each);
+        auto* sums = sum_over_queries(c, each);
         auto* mean = ggml_scale(c, ggml_reshape_2d(c, sums, tokens_, heads.query_heads),
                                 1.0F / seen.counts.sum);
         ggml_build_forward_expand(graph, ggml_cpy(c, mean, seen.mean));
@@ -378,15 +398,19 @@ Result<void> DevicePrefill::observe() {
 
 Result<void> DevicePrefill::compress() {
     const auto stage = pipeline_.part_of(pending_);
-    const auto& place = places_[stage];
+    auto& place = places_[stage];
     if (!place.seen.empty()) {
         if (place.observed) {
             ggml_backend_event_synchronize(place.observed.get());
         } else {
             ggml_backend_synchronize(pipeline_.compute(stage).backend());
         }
+        place.lists_used = 0;  // the layer before was stored before this one was observed
     }
     const auto start = now_ms();
+    if (!sentences_of_.empty() && sentences_.empty()) {
+        sentences_ = sentence_starts(*model_.tokenizer, sentences_of_);
+    }
     for (auto& target : targets_) {
         std::span<const float> observed;
         const auto looks = looking(target.method.needs());
@@ -424,7 +448,7 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
     const auto context = make_context(kMostNodes);
     auto* c = context.get();
     const auto stage = pipeline_.part_of(pending_);
-    const auto& place = places_[stage];
+    auto& place = places_[stage];
     const auto& compute = pipeline_.compute(stage);
     auto* graph = new_graph(stage, c);
     std::vector<std::int32_t> chosen;  // of every group: rows to take, then where they go
@@ -460,8 +484,19 @@ Result<void> DevicePrefill::compact(DeviceTarget& target,
         move(place.values[pending_ % 2], layer.values);
         cache.set_counts(group.row_class, target.slot, counts);
     }
-    ggml_backend_tensor_set_async(compute.backend(), place.chosen, chosen.data(), 0,
-                                  chosen.size() * sizeof(std::int32_t));
+    // From memory that the device reads by itself: from any other the host would wait here until
+    // the device has come this far, and the device then for the host to queue its next work.
+    if (place.lists_used + std::ssize(chosen) > ggml_nelements(place.host_lists)) {
+        ggml_backend_synchronize(compute.backend());
+        place.lists_used = 0;
+    }
+    const auto lists = std::span(static_cast<std::int32_t*>(place.host_lists->data),
+                                 size(ggml_nelements(place.host_lists)))
+                           .subspan(size(place.lists_used), chosen.size());
+    std::ranges::copy(chosen, lists.begin());
+    place.lists_used += std::ssize(chosen);
+    ggml_backend_tensor_set_async(compute.backend(), place.chosen, lists.data(), 0,
+                                  lists.size_bytes());
     return run(stage, graph);
 }
 

@@ -86,7 +86,7 @@ private:
         Looking looking;
         QueryWeights counts;
         ggml_tensor* mask = nullptr;     // f32 [tokens, queries]
-        ggml_tensor* weights = nullptr;  // f32 [queries]; null: all count alike
+        ggml_tensor* weights = nullptr;  // f32 [1, queries]; null: all count alike
         ggml_tensor* mean = nullptr;     // f32 [tokens, query_heads], on the device
         ggml_tensor* host = nullptr;     // the same in memory that the device writes to by itself
     };
@@ -105,7 +105,11 @@ private:
         ggml_tensor* values[2] = {};     // f16 [dim_v, padded, kv_heads]
         ggml_tensor* queries = nullptr;  // f32 [dim_k * query_heads, window]
         ggml_tensor* chosen = nullptr;   // i32 [2 * kv_heads * padded], see compact
-        ggml_tensor* causal = nullptr;   // f16 [padded + chunk, chunk], see fill_masks
+        // i32, as long, in memory that the device reads by itself, and how much of it is taken by
+        // lists that the device may still have to read
+        ggml_tensor* host_lists = nullptr;
+        std::int64_t lists_used = 0;
+        ggml_tensor* causal = nullptr;  // f16 [padded + chunk, chunk], see fill_masks
         std::vector<Seen> seen;
         ggml_backend_event_ptr observed;   // null where the device has none
         std::unique_ptr<WorkMemory> work;  // of the graphs
@@ -117,8 +121,9 @@ private:
     Options options_;
     AttentionShape shape_;
     std::int64_t tokens_ = 0, padded_ = 0, window_ = 0;  // window_: last tokens' queries held
-    std::vector<std::int32_t> sentences_;                // where they begin, if a method asks
-    std::vector<float> observed_;                        // of the prompt alone, for one target
+    std::vector<Token> sentences_of_;      // the prompt, if a method asks where sentences begin
+    std::vector<std::int32_t> sentences_;  // found while the device is busy
+    std::vector<float> observed_;          // of the prompt alone, for one target
     std::int64_t layer_ = 0, begin_ = 0;
     std::int64_t pending_ = -1;  // layer whose rows wait to be selected
     double compress_ms_ = 0;
