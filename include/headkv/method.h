@@ -108,6 +108,7 @@ struct Budget {
     Unit unit = Unit::rows;
     double value =
         128;  // rows per head (window included, mean over heads) | bytes | 0..1 of the prompt
+    bool operator==(const Budget&) const = default;
 };
 
 // Rows of a head, dropped but next in rank, that join the row kept whose key is most like theirs:
@@ -183,14 +184,14 @@ double importance_concentration(const HeadScores& scores);
 // held within 1.2 and 5. Where rows are few, the important heads must have most of them; the more
 // there are, the less is gained by starving the others. 5 for `scores` of which a tenth of the
 // heads has more than three quarters (importance_concentration): the others would have next to
-// nothing of the pool, and starve with a smaller one (docs/results.md). `scores`: those that
+// nothing of the pool, and starve with a smaller one (docs/studies.md). `scores`: those that
 // allocate; null where none do.
 double importance_beta(const MethodOptions& options, double rows, const HeadScores* scores);
 // The shrink of the shares of heads at a mean of `rows` a head: the one of the options, or
 // 1 - 64 / rows, 0 up to 64 rows. Where all heads have many rows, there is little to be won by
 // differences and an unusual prompt to be lost.
 double importance_shrink(const MethodOptions& options, double rows);
-// The options that a recipe does best with (docs/results.md): those above, but where head
+// The options that a recipe does best with (docs/studies.md): those above, but where head
 // importance allocates a window of 8 rows that 16 queries look from, the first row protected in
 // every head (few rows starve heads of the one they look at when there is nothing to look at),
 // whole sentences in place of pooling, and the maximum over the query heads of a group; where
@@ -254,6 +255,7 @@ struct MethodConfig {
     // Parts of the prompt that every head keeps, within the budget, as long as the sequence lives.
     std::vector<PositionSpan> keep = {};
     QuestionPart question = {};  // of the prompt at hand, for MethodOptions::observe_question
+    bool operator==(const MethodConfig&) const = default;  // the same scores and map, not alike
 };
 // How a sequence of that recipe keeps all its rows, if it does.
 std::optional<StoreStep> recall_of(const MethodConfig& config, const Recipe& recipe);

@@ -702,6 +702,11 @@ void DeviceEngine::drop_unused() {
     });
 }
 
+bool DeviceEngine::idle() const {
+    return sequences_.empty() &&
+           std::ranges::none_of(caches_, [](const auto& pair) { return pair.second->span() > 0; });
+}
+
 // All rows of a sequence into a slot of a cache of the same layout with at least its capacities.
 Result<void> DeviceEngine::copy_rows(const Sequence& from, DeviceCache& to, std::int64_t slot) {
     for (std::size_t stage = 0; stage < pipeline_.size(); ++stage) {

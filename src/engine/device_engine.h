@@ -47,8 +47,8 @@ public:
     // Operations of the last step, for tests: what a layer costs when nothing else does.
     std::int64_t step_nodes() const;
 
-    // Nothing lies in the device's memory but the weights and what belongs to no sequence.
-    bool idle() const { return sequences_.empty() && caches_.empty(); }
+    // Nothing lies in the device's memory but the weights and what the next prompt takes back.
+    bool idle() const;
     std::int64_t peak_bytes(std::size_t stage) const { return peak_bytes_[stage]; }
     void reset_peak();
     // Of the rows kept of a sequence's prompt in a stage's layers.

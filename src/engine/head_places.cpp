@@ -17,20 +17,21 @@ std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
 // rows are mostly in a cache of the GPU.
 constexpr std::int64_t kMostInVain = 32 << 20;
 
-// All heads one behind the other, none before its window begins; the window is the smallest.
-void pack(HeadPlaces& places, std::int64_t stride) {
-    places.stride = stride;
-    places.window = 0;
-    std::int64_t end = 0;
-    for (std::size_t i = 0; i < places.heads.size(); ++i) {
-        const auto begin = static_cast<std::int64_t>(i) * stride;
-        places.first[i] = std::max<std::int64_t>(0, end - begin);
-        end = begin + places.first[i] + places.capacity[i];
-        places.window = std::max(places.window, end - begin);
+// All heads one behind the other, none before its window begins: the smallest window, of whole
+// blocks, for starts `stride` apart. `first`, where wanted: where the rows begin in the windows.
+std::int64_t window_for(std::span<const std::int64_t> capacity, std::int64_t stride,
+                        std::span<std::int64_t> first = {}) {
+    std::int64_t window = 0, begin = 0, end = 0;
+    for (std::size_t i = 0; i < capacity.size(); ++i, begin += stride) {
+        const auto own = std::max(begin, end);
+        if (!first.empty()) first[i] = own - begin;
+        end = own + capacity[i];
+        window = std::max(window, end - begin);
     }
-    places.window = whole_blocks(places.window);
+    return whole_blocks(window);
 }
 
+// A prompt waits for the places of every layer: strides are compared without making any.
 HeadPlaces in_one_call(std::span<const std::int64_t> rows, std::int64_t reserve) {
     HeadPlaces places;
     places.heads.resize(rows.size());
@@ -39,27 +40,30 @@ HeadPlaces in_one_call(std::span<const std::int64_t> rows, std::int64_t reserve)
     for (const auto kept : rows) places.capacity.push_back(kept + reserve);
     places.first.assign(rows.size(), 0);
     const auto [least, most] = std::minmax_element(places.capacity.begin(), places.capacity.end());
-    std::vector<std::int64_t> strides{*most};
     // The smaller the stride, the less memory behind the last head, and the larger the window.
     constexpr std::int64_t kTries = 256;
     const auto between = std::max<std::int64_t>(1, *most / kTries);
-    for (auto stride = between; *least < *most && stride < *most; stride += between) {
-        strides.push_back(stride);
-    }
-    std::vector<HeadPlaces> all;
-    for (const auto stride : strides) {
-        pack(places, stride);
-        all.push_back(places);
-    }
-    const auto memory = [](const HeadPlaces& one) { return one.rows(1); };
-    const auto limit = memory(*std::ranges::min_element(all, {}, memory)) / 32 * 33;
-    const auto better = [&](const HeadPlaces& a, const HeadPlaces& b) {
-        const bool a_fits = memory(a) <= limit, b_fits = memory(b) <= limit;
+    struct Try {
+        std::int64_t stride = 0, window = 0, memory = 0;
+    };
+    std::vector<Try> tries;
+    tries.reserve(kTries + 2);
+    const auto add = [&](std::int64_t stride) {
+        const auto window = window_for(places.capacity, stride);
+        tries.push_back({stride, window, (std::ssize(rows) - 1) * stride + window});
+    };
+    add(*most);
+    for (auto stride = between; *least < *most && stride < *most; stride += between) add(stride);
+    const auto limit = std::ranges::min_element(tries, {}, &Try::memory)->memory / 32 * 33;
+    const auto better = [&](const Try& a, const Try& b) {
+        const bool a_fits = a.memory <= limit, b_fits = b.memory <= limit;
         if (a_fits != b_fits) return a_fits;
         if (a.window != b.window) return a.window < b.window;
-        return memory(a) < memory(b);
+        return a.memory < b.memory;
     };
-    return *std::ranges::min_element(all, better);
+    places.stride = std::ranges::min_element(tries, better)->stride;
+    places.window = window_for(places.capacity, places.stride, places.first);
+    return places;
 }
 
 }  // namespace

@@ -14,12 +14,6 @@ auto& find_or_add(Range& all, const Is& is) {
     return found != all.end() ? *found : all.emplace_back();
 }
 
-bool same(const MethodConfig& a, const MethodConfig& b) {
-    return a.method == b.method && a.options == b.options && a.budget.unit == b.budget.unit &&
-           a.budget.value == b.budget.value && a.scores == b.scores && a.store == b.store &&
-           a.keep == b.keep && a.question == b.question;
-}
-
 }  // namespace
 
 std::vector<std::int64_t> owner_of(const std::shared_ptr<const LayerMap>& share) {
@@ -52,7 +46,7 @@ Result<std::deque<Reading>> plan_readings(std::span<const MethodConfig> configs,
         drafts.budget = {Budget::Unit::rows,
                          std::max(method->rows_budget(), static_cast<double>(kDraftRows))};
         auto& drafting = find_or_add(reading.drafting, [&](const Reading::Drafting& other) {
-            return same(other.config, drafts) &&
+            return other.config == drafts &&
                    configs[other.wanted_by[0]].options.draft == config.options.draft;
         });
         drafting.config = std::move(drafts);

@@ -509,6 +509,38 @@ TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
     EXPECT_EQ(nodes("headkv-r2", {16, 2}), even + 4 * shape.layers);
 }
 
+TEST(DeviceLayers, APromptGivenUpLeavesNoMemoryTaken) {
+    const TinyPair pair({}, 256);
+    const auto pipeline = Pipeline::create(*pair.model);
+    ASSERT_TRUE(pipeline);
+    const auto prompt = random_tokens(300, 84);
+    const auto config = method_config("snapkv", 48, pair.model->info().shape);
+    const auto peak = [&](DeviceEngine& engine) {
+        auto prefill = engine.start_prefill(prompt, {&config, 1}, {}, 16);
+        EXPECT_TRUE(prefill);
+        for (bool done = false; prefill && !done;) {
+            const auto step = (*prefill)->step();
+            EXPECT_TRUE(step);
+            done = !step || *step;
+        }
+        SequenceId next = 0;
+        const DecodeInput input{.sequence = engine.take(**prefill, next).at(0), .token = 5};
+        EXPECT_TRUE(engine.step({&input, 1}, true));
+        return engine.peak_bytes(0);
+    };
+    DeviceEngine fresh(*pipeline, pair.model, {.chunk = 256});
+    DeviceEngine other(*pipeline, pair.model, {.chunk = 256});
+    {
+        const auto larger = method_config("full", 0, pair.model->info().shape);
+        auto given_up = other.start_prefill(prompt, {&larger, 1}, {}, 16);
+        ASSERT_TRUE(given_up);
+        ASSERT_TRUE((*given_up)->step());
+        EXPECT_FALSE(other.idle());
+    }
+    EXPECT_TRUE(other.idle());
+    EXPECT_EQ(peak(other), peak(fresh));
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Device,
                          testing::Values(std::pair{"full", false}, std::pair{"snapkv", false},
                                          std::pair{"pyramidkv", false}, std::pair{"ada-kv", false},

@@ -58,6 +58,43 @@ TEST(HeadPlaces, EqualHeadsLieAsTheyAlwaysDid) {
     EXPECT_EQ(places.rows(1), 8 * 1152 + 128);
 }
 
+// As place_heads() says it: of all strides tried those that take little memory, of these the one
+// with the smallest windows, and of these the one with the least memory.
+TEST(HeadPlaces, NoOtherStrideIsBetter) {
+    struct Candidate {
+        std::int64_t stride, window, memory;
+    };
+    Random random(5);
+    for (int repeat = 0; repeat < 100; ++repeat) {
+        std::vector<std::int64_t> rows;
+        const auto heads = 1 + random.below(9);
+        for (std::int64_t i = 0; i < heads; ++i) {
+            rows.push_back(1 + random.below(random.below(4) == 0 ? 9000 : 900));
+        }
+        const auto places = place_heads(rows, {}, 17).at(0);
+        const auto most = *std::max_element(rows.begin(), rows.end()) + 17;
+        std::vector<Candidate> all;
+        for (std::int64_t stride = 1; stride <= most; ++stride) {
+            if (stride % std::max<std::int64_t>(1, most / 256) != 0 && stride != most) continue;
+            std::int64_t window = 0, end = 0;
+            for (std::int64_t i = 0; i < heads; ++i) {
+                end = std::max(end, i * stride) + rows[static_cast<std::size_t>(i)] + 17;
+                window = std::max(window, end - i * stride);
+            }
+            window = whole_blocks(window);
+            all.push_back({stride, window, (heads - 1) * stride + window});
+        }
+        const auto least = std::ranges::min_element(all, {}, &Candidate::memory)->memory;
+        const auto memory = places.rows(1);
+        EXPECT_LE(memory, least / 32 * 33);
+        for (const auto& other : all) {
+            if (other.memory > least / 32 * 33) continue;
+            EXPECT_GE(std::pair(other.window, other.memory), std::pair(places.window, memory))
+                << "stride " << other.stride << " instead of " << places.stride;
+        }
+    }
+}
+
 // A large head among small ones: windows as large as it, not as all of them.
 TEST(HeadPlaces, AWindowIsLittleLargerThanTheLargestHead) {
     for (std::size_t large = 0; large < 8; ++large) {
