@@ -137,6 +137,7 @@ Result<void> DeviceCache::add_layers(std::span<const std::int64_t> rows) {
         }
         auto context = make_context(tensors);
         std::vector<Layer> made;
+        made.reserve(groups.size());
         for (const auto& each : groups) made.push_back(describe(context.get(), stage, each));
         if (auto done = allocate(std::move(context), stage, places_[stage].buffers); !done) {
             return done;
