@@ -156,7 +156,7 @@ struct DeviceEngine::Attention {
                                    size(shape.dim_k) * sizeof(float), queries->nb[1],
                                    size(done) * queries->nb[1]);
             const auto used = [&](ggml_tensor* rows) {
-                // The last dimension by hand, as in DeviceCache::add_layer.
+                // The last dimension by hand, as in DeviceCache::describe.
                 auto* view = ggml_view_4d(c, rows, rows->ne[0], rows->ne[1], 1, 1, rows->nb[1],
                                           rows->nb[2], rows->nb[3], 0);
                 view->ne[3] = columns;
@@ -903,7 +903,7 @@ Result<void> DeviceEngine::observe_stage(const Sequence& sequence, std::size_t s
                                           shape_.dim_k, group, about.heads(), queries);
             // [dim_k, queries, heads, group]
             auto* q = ggml_cont(c, ggml_permute(c, taken, 0, 3, 2, 1));
-            // The third dimension by hand, as in DeviceCache::add_layer.
+            // The third dimension by hand, as in DeviceCache::describe.
             auto* keys = ggml_view_3d(c, one.keys, shape_.dim_k, about.places.window, 1,
                                       one.keys->nb[1], one.keys->nb[3],
                                       size(sequence.slot * about.heads()) * one.keys->nb[3]);
@@ -1072,14 +1072,10 @@ Result<void> DeviceEngine::make_room(Sequence& sequence) {
         auto shape = cache.shape();
         shape.slots = 1;
         auto own = std::make_shared<DeviceCache>(pipeline_, shape);
-        for (std::int64_t layer = 0; layer < layers; ++layer) {
-            std::vector<std::int64_t> rows;
-            for (std::int64_t head = 0; head < kv_heads; ++head) {
-                rows.push_back(
-                    static_cast<std::int64_t>(keep[size(layer * kv_heads + head)].size()));
-            }
-            if (auto added = own->add_layer(layer, rows); !added) return added;
-        }
+        std::vector<std::int64_t> rows(keep.size());
+        std::ranges::transform(keep, rows.begin(),
+                               [](const auto& list) { return std::ssize(list); });
+        if (auto added = own->add_layers(rows); !added) return added;
         const auto slot = own->take_slot();
         if (auto done = keep_rows(sequence, *own, slot, keep); !done) return done;
         note_peak(own.get());

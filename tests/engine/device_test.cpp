@@ -475,6 +475,21 @@ TEST(DeviceLayers, AreCopiedHoweverMany) {
     EXPECT_LT(logit_error((*engine)->logits(0), (*engine)->logits(1)), 1e-3);
 }
 
+// A prompt, and one token behind it.
+void read_and_step(DeviceEngine& engine, std::span<const Token> prompt,
+                   const MethodConfig& config) {
+    auto prefill = engine.start_prefill(prompt, {&config, 1}, {}, 16);
+    EXPECT_TRUE(prefill);
+    for (bool done = false; prefill && !done;) {
+        const auto step = (*prefill)->step();
+        EXPECT_TRUE(step);
+        done = !step || *step;
+    }
+    SequenceId next = 0;
+    const DecodeInput input{.sequence = engine.take(**prefill, next).at(0), .token = 5};
+    EXPECT_TRUE(engine.step({&input, 1}, true));
+}
+
 // What two groups of heads add to a step, and one call over unequal heads does not.
 TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
     TinyModel tiny;
@@ -491,16 +506,7 @@ TEST(DeviceLayers, AreOneAttentionCallHoweverUnequalTheirHeads) {
         DeviceEngine engine(*pipeline, pair.model, {.chunk = 256});
         auto config = method_config(method, 48, shape);
         config.layout = layout;
-        auto prefill = engine.start_prefill(prompt, {&config, 1}, {}, 16);
-        EXPECT_TRUE(prefill);
-        for (bool done = false; prefill && !done;) {
-            const auto step = (*prefill)->step();
-            EXPECT_TRUE(step);
-            done = !step || *step;
-        }
-        SequenceId next = 0;
-        const DecodeInput input{.sequence = engine.take(**prefill, next).at(0), .token = 5};
-        EXPECT_TRUE(engine.step({&input, 1}, true));
+        read_and_step(engine, prompt, config);
         return engine.step_nodes();
     };
     const auto even = nodes("snapkv", {});
@@ -516,16 +522,7 @@ TEST(DeviceLayers, APromptGivenUpLeavesNoMemoryTaken) {
     const auto prompt = random_tokens(300, 84);
     const auto config = method_config("snapkv", 48, pair.model->info().shape);
     const auto peak = [&](DeviceEngine& engine) {
-        auto prefill = engine.start_prefill(prompt, {&config, 1}, {}, 16);
-        EXPECT_TRUE(prefill);
-        for (bool done = false; prefill && !done;) {
-            const auto step = (*prefill)->step();
-            EXPECT_TRUE(step);
-            done = !step || *step;
-        }
-        SequenceId next = 0;
-        const DecodeInput input{.sequence = engine.take(**prefill, next).at(0), .token = 5};
-        EXPECT_TRUE(engine.step({&input, 1}, true));
+        read_and_step(engine, prompt, config);
         return engine.peak_bytes(0);
     };
     DeviceEngine fresh(*pipeline, pair.model, {.chunk = 256});

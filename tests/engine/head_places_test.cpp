@@ -30,15 +30,17 @@ void expect_sound(const HeadPlaces& places, std::int64_t slots) {
     EXPECT_LE(end, places.rows(slots));
 }
 
+// Of one to nine heads, now and then one that is much larger.
+std::vector<std::int64_t> rows_of_heads(Random& random) {
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(1 + random.below(9)));
+    for (auto& own : rows) own = 1 + random.below(random.below(4) == 0 ? 9000 : 900);
+    return rows;
+}
+
 TEST(HeadPlaces, OneCallHasEveryHeadInLittleMoreThanItsRows) {
     Random random(3);
     for (int repeat = 0; repeat < 200; ++repeat) {
-        std::vector<std::int64_t> rows;
-        const auto heads = 1 + random.below(9);
-        for (std::int64_t i = 0; i < heads; ++i) {
-            // Now and then one that is much larger.
-            rows.push_back(1 + random.below(random.below(4) == 0 ? 9000 : 900));
-        }
+        const auto rows = rows_of_heads(random);
         const auto placed = place_heads(rows, {}, 17);
         ASSERT_EQ(placed.size(), 1);
         const auto& places = placed[0];
@@ -66,11 +68,8 @@ TEST(HeadPlaces, NoOtherStrideIsBetter) {
     };
     Random random(5);
     for (int repeat = 0; repeat < 100; ++repeat) {
-        std::vector<std::int64_t> rows;
-        const auto heads = 1 + random.below(9);
-        for (std::int64_t i = 0; i < heads; ++i) {
-            rows.push_back(1 + random.below(random.below(4) == 0 ? 9000 : 900));
-        }
+        const auto rows = rows_of_heads(random);
+        const auto heads = std::ssize(rows);
         const auto places = place_heads(rows, {}, 17).at(0);
         const auto most = *std::max_element(rows.begin(), rows.end()) + 17;
         std::vector<Candidate> all;
